@@ -1,0 +1,276 @@
+"""Configuration sections -> objects: the only place where data, methods, engine and evaluation meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from vidssl import distributed
+from vidssl.augment.photometric import AUGMENTS
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.clips import ClipPlan
+from vidssl.data.dataset import ClipDataset
+from vidssl.data.loader import ClipLoader, DataOptions
+from vidssl.data.manifest import Listing, Manifest, read_manifest
+from vidssl.data.sources import SOURCES
+from vidssl.data.spatial import CROPS
+from vidssl.data.synthetic import render_missing
+from vidssl.engine.checkpoint import LoadReport, load_backbone, load_weights
+from vidssl.engine.log import Log
+from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
+from vidssl.engine.trainer import HALF, Trainer, TrainerOptions
+from vidssl.evaluation.features import per_video
+from vidssl.learner import Learner
+from vidssl.methods.contrast import METHODS
+from vidssl.registry import ConfigError, Count, Whole, read_options
+
+UNTRAINED = "none"  # checkpoint=none: the network as it is initialized
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What stands between a decoded frame and the network: a crop on the CPU, color on the device."""
+
+    crop: Annotated[dict, CROPS]
+    color: Annotated[dict, AUGMENTS]
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """The clips a task works on."""
+
+    clip_frames: Count
+    frame_stride: Count
+    crop_size: Count
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What every training task says of its training."""
+
+    epochs: Whole
+    batch_size: Count  # videos to one step of the optimizer, over all ranks
+    max_steps: Whole | None
+    optimizer: Annotated[dict, OPTIMIZERS]
+    schedule: Annotated[dict, SCHEDULES]
+
+
+@dataclass
+class Run:
+    """One run: its configuration and the things that all of its tasks share."""
+
+    config: dict[str, Any]  # resolved and checked
+    output: Path
+    log: Log
+    device: torch.device
+    checkpoint: str | None = None  # what the next task starts from
+    listings: dict[str, Listing] = field(default_factory=dict)
+    manifests: dict[tuple, Manifest] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    def state_file(self, task: str) -> Path:
+        """last.pt for the first training task of the chain, TASK.last.pt for those after it."""
+        first = next((name for name, section in self.config.items() if _trains(section)), task)
+        return self.output / ("last.pt" if task == first else f"{task}.last.pt")
+
+
+def _trains(section: Any) -> bool:
+    return isinstance(section, dict) and "optimizer" in section
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def backbone(run: Run) -> nn.Module:
+    """The configured backbone with the weights of the run's checkpoint, if it has one."""
+    network = untrained_backbone(run)
+    if run.checkpoint not in (None, UNTRAINED):
+        for line in load_checkpoint(run, network).lines():
+            run.log.say(f"checkpoint {run.checkpoint}: {line}")
+    return network
+
+
+def untrained_backbone(run: Run) -> nn.Module:
+    """The same initial weights for the same seed, whatever is built afterwards."""
+    torch.manual_seed(run.seed)
+    return BACKBONES.build(run.config["backbone"])
+
+
+def load_checkpoint(run: Run, network: nn.Module) -> LoadReport:
+    weights = load_weights(run.checkpoint)
+    if weights.section not in (None, run.config["backbone"]):
+        raise ConfigError(backbone_mismatch(run.checkpoint, weights.section, run.config["backbone"]))
+    return load_backbone(weights, network)
+
+
+def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
+    options = " ".join(f"backbone.{key}={value}" for key, value in found.items() if key != "name")
+    return (
+        f"checkpoint={checkpoint}: holds another backbone than {wanted['name']}; add backbone={found['name']} {options}"
+    )
+
+
+def method(run: Run, augmentation: Augmentation) -> Learner:
+    return METHODS.build(run.config["method"], backbone(run), color(run, augmentation))
+
+
+def color(run: Run, augmentation: Augmentation) -> nn.Module:
+    """What turns clips float32 [B, 3, T, S, S] in [0, 1] into the network's input."""
+    return AUGMENTS.build(augmentation.color).to(run.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def data_options(run: Run) -> DataOptions:
+    return DataOptions(**read_options(DataOptions, run.config["data"]))
+
+
+def listing(run: Run, split: str) -> Listing:
+    if split not in run.listings:
+        section = run.config["dataset"]
+        run.listings[split] = SOURCES.get(section["name"])(split, **_source_options(section))
+    return run.listings[split]
+
+
+def _source_options(section: dict) -> dict[str, Any]:
+    make = SOURCES.get(section["name"])
+    return read_options(make, {key: value for key, value in section.items() if key != "name"})
+
+
+def has_split(run: Run, split: str) -> bool:
+    """Whether the data set knows this extra split, as synthetic ones know test_swap."""
+    return bool(listing(run, "test").recipes) and split in ("test_swap", "test_cf")
+
+
+def manifest(run: Run, split: str, window: int, *, training: bool) -> Manifest:
+    """The split's videos, scanned if need be. Rank 0 scans, the others read what it wrote."""
+    options = data_options(run)
+    drop = tuple(options.drop) + (("short",) if training and options.short_video == "skip" else ())
+    key = (split, window, drop)
+    if key not in run.manifests:
+        files = listing(run, split)
+        processes = options.processes or os.cpu_count() or 1
+        for rank in range(distributed.world()):
+            if rank == distributed.rank():
+                run.manifests[key] = _scanned(run, files, window, drop, options, processes)
+            if rank == 0:
+                distributed.barrier()
+        if not len(run.manifests[key]):
+            raise ConfigError(
+                f"dataset.root={files.root}: no video of the {split} split can be used; "
+                + "; ".join(f"{len(found)} {flaw}" for flaw, found in run.manifests[key].flaws.items() if found)
+            )
+    return run.manifests[key]
+
+
+def _scanned(
+    run: Run, files: Listing, window: int, drop: tuple[str, ...], options: DataOptions, processes: int
+) -> Manifest:
+    name = run.config["dataset"]["name"]
+    render_missing(
+        files, processes=processes, progress=lambda rows, total: run.log.track(rows, total, f"render {name}")
+    )
+    return read_manifest(
+        files, window=window, drop=drop, cache=options.index_folder, processes=processes,
+        progress=lambda rows, total: run.log.track(rows, total, f"scan {name}"),
+    )  # fmt: skip
+
+
+def training_loader(
+    run: Run, plan: ClipPlan, crop: dict, clip: ClipOptions, batch_size: int, *, split: str = "train"
+) -> ClipLoader:
+    """Shuffled, whole batches only. batch_size: over all ranks and accumulated parts."""
+    accumulate = run.config["trainer"]["accumulate"]
+    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=True)
+    if len(videos) < batch_size:
+        raise ConfigError(f"batch_size={batch_size}: the {split} split has only {len(videos)} videos that can be used")
+    size = batch_size // (distributed.world() * accumulate)
+    return _loader(run, videos, plan, crop, clip, size, training=True)
+
+
+def evaluation_loader(
+    run: Run, clips: int, crop: dict, clip: ClipOptions, batch_size: int, *, split: str
+) -> ClipLoader:
+    """Every video once, with evenly spread clips. batch_size: videos, on each rank."""
+    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=False)
+    return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, batch_size, training=False)
+
+
+def _loader(
+    run: Run, videos: Manifest, plan: ClipPlan, crop: dict, clip: ClipOptions, size: int, *, training: bool
+) -> ClipLoader:
+    options = data_options(run)
+    dataset = ClipDataset(
+        videos, plan, CROPS.build(crop), clip.clip_frames, clip.frame_stride, clip.crop_size, run.seed,
+        rotate=options.rotate, replace=training,
+    )  # fmt: skip
+    return ClipLoader(
+        dataset,
+        size,
+        shuffle=training,
+        drop_last=training,
+        workers=options.workers,
+        prefetch=options.prefetch,
+        pin=run.device.type == "cuda",
+        most_damaged=options.most_damaged,
+        report=run.log.say,
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+
+
+def features(
+    run: Run,
+    network: Callable[[Tensor], Tensor],
+    clip: ClipOptions,
+    clips: int,
+    augmentation: Augmentation,
+    batch_size: int,
+    split: str,
+) -> dict[str, Tensor]:
+    """The network's answers to each video's evenly spread clips, averaged: value [N, C], label, index int64 [N]."""
+    loader = evaluation_loader(run, clips, augmentation.crop, clip, batch_size, split=split)
+    normalize = color(run, augmentation)
+
+    def answer(batch: Tensor) -> Tensor:
+        return network(normalize(batch.float().div(255)))
+
+    with torch.autocast(run.device.type, HALF.get(run.config["precision"]), enabled=run.config["precision"] in HALF):
+        return per_video(answer, run.log.track(loader.epoch(0), len(loader), f"features of {split}"), run.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def trainer(run: Run, task: str, learner: Learner, options: TrainOptions, *, file: Path | None) -> Trainer:
+    if run.config["compile"]:
+        learner.backbone.compile()
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    return Trainer(
+        learner,
+        OPTIMIZERS.build(options.optimizer, parameters),
+        SCHEDULES.build(options.schedule),
+        run.log,
+        task=task,
+        file=file,
+        config=run.config,
+        options=TrainerOptions(**read_options(TrainerOptions, run.config["trainer"])),
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        seed=run.seed,
+        device=run.device,
+        precision=run.config["precision"],
+    )

@@ -1,0 +1,187 @@
+"""Everything that can be wrong with a configuration, all of it at once, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from vidssl import build
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.build import UNTRAINED, Run
+from vidssl.data.loader import DataOptions
+from vidssl.data.sources import SOURCES
+from vidssl.engine.checkpoint import find_checkpoint, load_backbone, load_weights
+from vidssl.engine.trainer import TrainerOptions
+from vidssl.methods.contrast import METHODS
+from vidssl.registry import ConfigError, Count, Registry, Share, Whole, check_options, read_options
+from vidssl.tasks import TASKS, Task
+
+LAUNCHERS = Registry("launcher", "vidssl.check")
+
+
+@LAUNCHERS.register("local")
+def local() -> None:
+    """In this process, or in `devices` processes that it starts."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The keys that stand at the top of the configuration, besides the tasks' sections."""
+
+    seed: Whole
+    devices: Count
+    nodes: Count
+    accelerator: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    output: str | None
+    checkpoint: str | None
+    resume: Literal["auto", "never"]
+    check_only: bool
+    score: str | None
+    clip_frames: Count
+    frame_stride: Count
+    crop_size: Count
+    flip: Share
+    method: Annotated[dict, METHODS]
+    backbone: Annotated[dict, BACKBONES]
+    dataset: Annotated[dict, SOURCES]
+    data: DataOptions
+    trainer: TrainerOptions
+    launcher: Annotated[dict, LAUNCHERS]
+
+
+def task_names(config: dict[str, Any]) -> list[str]:
+    """The run's tasks, in the order in which they were chosen."""
+    return [name for name in config if name in TASKS.names()]
+
+
+def check(config: dict[str, Any]) -> list[str]:
+    """Problems of a resolved configuration, one line each; empty if it can run."""
+    names = task_names(config)
+    problems = check_options(RunOptions, {k: v for k, v in config.items() if k not in names}, "")
+    for name in names:
+        problems += check_options(TASKS.get(name), config[name], name)
+    if not names:
+        problems.append(f"task: choose one or more of {', '.join(TASKS.names())}")
+    if problems:
+        return problems  # what follows relies on types
+    tasks = {name: TASKS.get(name)(**read_options(TASKS.get(name), config[name])) for name in names}
+    for task in tasks.values():
+        problems += task.problems()
+    problems += _devices(config)
+    problems += _sizes(config, tasks)
+    problems += _data(config, tasks)
+    problems += _checkpoint(config, tasks)
+    if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
+        problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
+    return list(dict.fromkeys(problems))
+
+
+def _devices(config: dict[str, Any]) -> list[str]:
+    problems, visible = [], torch.cuda.device_count()
+    if config["accelerator"] == "cuda" and not visible:
+        problems.append("accelerator=cuda: no GPU is visible here; allowed: auto, cpu")
+    on_cuda = config["accelerator"] != "cpu" and visible > 0
+    if on_cuda and config["devices"] > visible:
+        problems.append(f"devices={config['devices']}: {visible} GPUs are visible here")
+    if config["precision"] == "fp16" and not on_cuda:
+        problems.append("precision=fp16: needs a GPU; allowed here: fp32, bf16")
+    if config["nodes"] > 1:
+        problems.append(f"nodes={config['nodes']}: launcher=local starts processes on this machine only; nodes=1")
+    return problems
+
+
+def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
+    """Clips against the backbone's strides, batches against ranks."""
+    problems = []
+    name = config["backbone"]["name"]
+    time, space = BACKBONES.get(name).strides
+    ranks = config["devices"] * config["nodes"]
+    parts = ranks * config["trainer"]["accumulate"]
+    for key, task in tasks.items():
+        frames, size = getattr(task, "clip_frames", None), getattr(task, "crop_size", None)
+        if task.splits and frames is not None and frames % time:
+            problems.append(
+                f"{_whose(config, key, 'clip_frames')}={frames}: backbone={name} needs a multiple of {time}"
+            )
+        if size is not None and size % space:
+            below, above = size // space * space, (size // space + 1) * space
+            near = f"{below} or {above}" if below else str(above)
+            problems.append(
+                f"{_whose(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
+            )
+        batch = getattr(task, "batch_size", None)
+        if batch is not None and hasattr(task, "epochs") and batch % parts:
+            problems.append(
+                f"{key}.batch_size={batch}: must be a multiple of {parts}, devices * nodes * trainer.accumulate"
+            )
+        if batch is not None and key == "pretrain" and batch // parts < 2:
+            problems.append(
+                f"{key}.batch_size={batch}: batch norm and negatives need 2 videos or more on each of {ranks} ranks"
+            )
+    return problems
+
+
+def _whose(config: dict[str, Any], task: str, key: str) -> str:
+    """The key as the user would set it: run-wide unless the task differs."""
+    return key if config[task][key] == config[key] else f"{task}.{key}"
+
+
+def _data(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
+    """Whether the data set is there and has what the tasks read."""
+    problems = []
+    run = Run(config, Path(), None, torch.device("cpu"))
+    for key, task in tasks.items():
+        for split in task.splits:
+            try:
+                listing = build.listing(run, split)
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            if task.labelled and not listing.classes:
+                problems.append(
+                    f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "
+                    "put them in class folders, or choose task=pretrain"
+                )
+            batch = getattr(task, "batch_size", 1)
+            if split == "train" and hasattr(task, "epochs") and len(listing.videos) < batch:
+                problems.append(f"{key}.batch_size={batch}: the training split has only {len(listing.videos)} videos")
+    return problems
+
+
+def _checkpoint(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
+    """Whether each task finds what it starts from: the checkpoint, or what a task before it leaves."""
+    given, left = config["checkpoint"], "nothing"
+    if given is not None:
+        left = "classifier"
+        if given != UNTRAINED:
+            try:
+                weights = load_weights(find_checkpoint(given))
+            except ConfigError as error:
+                return error.problems
+            if weights.section not in (None, config["backbone"]):
+                return [build.backbone_mismatch(given, weights.section, config["backbone"])]
+            try:
+                load_backbone(weights, BACKBONES.build(config["backbone"]))
+            except ConfigError as error:
+                return [f"checkpoint={given}: {problem}" for problem in error.problems]
+            if not weights.classifier:
+                left = "backbone"
+        else:
+            left = "backbone"
+    problems = []
+    for key, task in tasks.items():
+        if task.starts_from != "nothing" and left == "nothing":
+            problems.append(
+                f"checkpoint: missing; task={key} starts from one: give a file or a run's folder, put pretrain before "
+                f"it (task=[pretrain,{key}]), or checkpoint=none for an untrained network"
+            )
+        elif task.starts_from == "classifier" and left != "classifier":
+            problems.append(f"checkpoint={given}: task={key} needs a classifier, which finetune and linear leave")
+        if task.leaves != "nothing":
+            left = task.leaves
+    return problems

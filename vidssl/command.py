@@ -1,0 +1,283 @@
+"""The command line: Hydra around the application, and what to say when a command cannot run.
+
+Exit status: 0 done, 1 failed, 2 the configuration or the input is wrong, 75 stopped by a signal with the state saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidssl.registry import ConfigError, unknown
+
+DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
+OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
+
+
+def run(main: Callable[[], Any], home: Path) -> int:
+    """Run the Hydra application `main`, whose conf/ lies under `home`; the exit status."""
+    os.environ["VIDSSL_HOME"] = str(home)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
+    register_resolvers()
+    words = sys.argv[1:]
+    try:
+        sys.argv[1:] = expand(words, home)
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        problems = explain(sys.argv[1:], home) or [str(error)]
+        return _refuse(problems)
+    except Exception as error:
+        return _failed(error)
+    return DONE
+
+
+def _failed(error: Exception) -> int:
+    from vidssl.data.video import VideoError
+    from vidssl.distributed import Stopped
+
+    if isinstance(error, ConfigError):
+        return _refuse(error.problems)
+    if isinstance(error, VideoError):
+        return _refuse([str(error)])
+    if isinstance(error, Stopped):
+        print(error, file=sys.stderr)
+        return STOPPED
+    traceback.print_exception(error)
+    return FAILED
+
+
+def _refuse(problems: list[str]) -> int:
+    print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+    return WRONG
+
+
+def application(cfg: DictConfig) -> float | None:
+    """One job: the composed configuration in the folder that Hydra chose."""
+    from vidssl.app import main
+
+    hydra = HydraConfig.get()
+    return main(cfg, Path(hydra.runtime.output_dir), sys.argv, list(hydra.overrides.task))
+
+
+def register_resolvers() -> None:
+    """either: the first value unless it is null. tasks: the names of the chosen tasks."""
+    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
+    OmegaConf.register_new_resolver("tasks", _task_names, replace=True)
+
+
+def _task_names(*, _root_: DictConfig) -> str:
+    folder = Path(os.environ["VIDSSL_HOME"]) / "conf" / "task"
+    known = {file.stem for file in folder.glob("*.yaml")}
+    return "-".join(str(name) for name in _root_ if name in known)
+
+
+class SweepReport(Callback):
+    """After many runs: one table of them all, with differences to one of its rows."""
+
+    def __init__(self, baseline: str | None = None):
+        self.baseline = baseline
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from vidssl.tasks.report import show_report
+
+        show_report(Path(config.hydra.sweep.dir), self.baseline)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Short forms
+
+
+def expand(words: list[str], home: Path) -> list[str]:
+    """`optimizer=adamw` without a task means the first task of the run that has one: optimizer@pretrain.optimizer."""
+    short = [word for word in words if word.split("=")[0] in OF_TASKS]
+    if not short:
+        return words
+    try:
+        config = _compose([word for word in _overrides(words) if word not in short], home)
+    except (HydraException, OmegaConfBaseException):
+        return words  # explained later
+    expanded = []
+    for word in words:
+        group = word.split("=")[0]
+        tasks = [name for name, section in config.items() if isinstance(section, DictConfig) and group in section]
+        expanded.append(f"{group}@{tasks[0]}.{word}" if word in short and tasks else word)
+    return expanded
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Explanations: Hydra stops at the first mistake and knows no suggestions
+
+
+def explain(words: list[str], home: Path) -> list[str]:
+    """Every mistake of a command line that Hydra could not compose, a line each."""
+    groups, values, problems, doubtful = [], [], [], []
+    for word in words:
+        if not word.startswith("-") and "=" not in word and word[:1] not in "~+" and not _belongs_to_flag(word, words):
+            tasks = _options(home, "task")
+            hint = f"; did you mean task={word}?" if word in tasks else ""
+            problems.append(f"{word}: not of the form KEY=VALUE{hint}")
+    for word in _overrides(words):
+        override = _parsed(word)
+        if isinstance(override, str):
+            problems.append(override)
+            continue
+        group = override.key_or_group
+        options = _options(home, group)
+        if not options or "." in group:
+            values.append((word, override))
+            continue
+        wrong = [name for name in _chosen(override) if name is not None and name not in options]
+        for name in wrong:
+            problems.append(unknown(group, name, options))
+        if wrong:
+            near = [get_close_matches(str(name), options, n=1, cutoff=0.5) for name in wrong]
+            if not all(near):
+                doubtful.append(group)
+            elif len(_chosen(override)) == 1:
+                groups.append(f"{override.get_key_element()}={near[0][0]}")
+        elif override.is_sweep_override() and not _is_multirun(words):
+            choice = word.split("=", 1)[1]
+            problems.append(f"{word}: several values; for a list quote it, '{group}=[{choice}]', for many runs add -m")
+        else:
+            groups.append(word)
+    config, found = _compose_all(groups, home)
+    problems += found
+    if config is None:
+        return problems
+    good = list(groups)
+    for word, override in values:
+        key = override.key_or_group
+        if override.is_add() or override.is_delete() or key.startswith("hydra") or key.split(".")[0] in doubtful:
+            good += [] if key.startswith("hydra") else [word]
+        elif _has(config, key):
+            good.append(word)
+        else:
+            problems.append(_unknown_key(config, key, word, home))
+    config, found = _compose_all(good, home)
+    problems += found
+    if config is not None and not doubtful:
+        problems += _check(config)
+    return list(dict.fromkeys(problems))
+
+
+def _check(config: DictConfig) -> list[str]:
+    from vidssl.app import plain
+    from vidssl.check import check
+
+    try:
+        return check(plain(config))
+    except ConfigError as error:
+        return error.problems
+
+
+def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
+    first = key.split(".")[0]
+    if first in _options(home, "task") and first not in config:
+        tasks = [str(name) for name in config if name in _options(home, "task")]
+        return f"{word}: {first} is not among this run's tasks; did you mean task=[{','.join([*tasks, first])}]?"
+    keys = list(_keys(config))
+    last = key.split(".")[-1]
+    near = [other for other in keys if other.split(".")[-1] == last][:3] or get_close_matches(
+        key, keys, n=1, cutoff=0.6
+    )
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    parent = key.rpartition(".")[0]
+    siblings = OmegaConf.select(config, parent) if parent else config
+    allowed = ", ".join(sorted(map(str, siblings))) if isinstance(siblings, DictConfig) else "none there"
+    return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from _keys(node, f"{prefix}{name}.")
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    return key in set(_keys(config)) or "[" in key
+
+
+def _overrides(words: list[str]) -> list[str]:
+    return [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+
+
+def _belongs_to_flag(word: str, words: list[str]) -> bool:
+    """`job` of --cfg job, and the like."""
+    place = words.index(word)
+    return place > 0 and words[place - 1].startswith("-") and words[place - 1] not in ("-m", "--multirun", "--resolve")
+
+
+def _is_multirun(words: list[str]) -> bool:
+    return "-m" in words or "--multirun" in words or any(word.startswith("sweeps=") for word in words)
+
+
+def _parsed(word: str) -> Any:
+    """Hydra's reading of an override, or a line about what is wrong with it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        return f"{word}: cannot be read ({reason}); quote values with commas, brackets or spaces: 'KEY=[a,b]'"
+
+
+def _chosen(override: Any) -> list[Any]:
+    value = override.value()
+    if override.is_sweep_override():
+        value = getattr(value, "list", [])
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _options(home: Path, group: str) -> list[str]:
+    """Names that may be chosen in a group, from its folder."""
+    folders = [home / "conf" / group, home / group] if group.split("/")[0] == "sweeps" else [home / "conf" / group]
+    return sorted(file.stem for folder in folders for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def _compose_all(overrides: list[str], home: Path) -> tuple[DictConfig | None, list[str]]:
+    """The configuration of those overrides that compose, and what is wrong with the others."""
+    good, problems = [], []
+    try:
+        return _compose(overrides, home), []
+    except (HydraException, OmegaConfBaseException):
+        pass
+    for word in overrides:
+        try:
+            _compose([*good, word], home)
+            good.append(word)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(f"{word}: {' '.join(str(error).split())}")
+    try:
+        return _compose(good, home), problems
+    except (HydraException, OmegaConfBaseException) as error:
+        return None, [*problems, str(error)]
+
+
+def _compose(overrides: list[str], home: Path) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(home / "conf"), version_base="1.3"):
+        return compose("config", [_first_of_sweep(word) for word in overrides])
+
+
+def _first_of_sweep(word: str) -> str:
+    override = _parsed(word)
+    if isinstance(override, str) or not override.is_sweep_override():
+        return word
+    values = list(getattr(override.value(), "list", []))
+    return f"{override.get_key_element()}={values[0]}" if values else word

@@ -1,0 +1,125 @@
+"""Batches in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from vidssl.clips import Batch
+from vidssl.data.dataset import ClipDataset, collate
+from vidssl.data.video import VideoError
+from vidssl.registry import Count, Share, Whole
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How videos are read, whatever data set they come from."""
+
+    workers: Whole  # processes that decode, a rank
+    prefetch: Count  # batches that each worker keeps ready
+    rotate: bool  # turn pictures as the file asks a player to do
+    short_video: Literal["skip", "loop"]  # in training; evaluation repeats short videos, so that all count
+    drop: list[Literal["damaged", "variable_rate", "rotated"]]  # kinds of videos to leave out everywhere
+    most_damaged: Share  # of the videos may turn out damaged before a run stops
+    index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
+    processes: Whole  # that scan or render; 0: one for each processor
+
+
+class Order:
+    """Batches of (epoch, index) for one rank: all ranks' slices make up the global batch."""
+
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool, rank: int, world: int
+    ):
+        self.count, self.batch_size, self.seed, self.shuffle, self.drop_last = (
+            count,
+            batch_size,
+            seed,
+            shuffle,
+            drop_last,
+        )
+        self.rank, self.world = rank, world
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        whole = self.batch_size * self.world
+        return self.count // whole if self.drop_last else -(-self.count // whole)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = range(self.count)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.count, generator=generator).tolist()
+        whole = self.batch_size * self.world
+        for batch in range(self.skip, len(self)):
+            part = order[batch * whole : (batch + 1) * whole]
+            own = part[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in own]
+
+
+class ClipLoader:
+    """Loads batches with worker processes; says how many videos could not be read and which.
+
+    batch_size: of this rank. most_damaged: share of the videos that may turn out damaged before the run is stopped.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        workers: int,
+        prefetch: int,
+        pin: bool,
+        most_damaged: float,
+        report: Callable[[str], None],
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.dataset, self.most_damaged, self.report = dataset, most_damaged, report
+        self.order = Order(
+            len(dataset), batch_size, seed=dataset.seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
+        )
+        self.damaged: dict[int, str] = {}
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.order,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers > 0 else None,
+            generator=torch.Generator(),  # leaves the default one alone
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `skip` on. Raises VideoError if too many videos are damaged."""
+        self.order.epoch, self.order.skip = epoch, skip
+        for batch, failures in self.loader:
+            for video, reason in failures:
+                self._count(video, reason)
+            if batch is not None:
+                yield batch
+
+    def _count(self, video: int, reason: str) -> None:
+        if video in self.damaged:
+            return
+        self.damaged[video] = reason
+        action = "another video takes its place" if self.dataset.replace else "left out"
+        self.report(f"damaged video, {action}: {reason}")
+        share = len(self.damaged) / len(self.dataset)
+        if share > self.most_damaged:
+            raise VideoError(
+                f"{len(self.damaged)} of {len(self.dataset)} videos turned out damaged, more than "
+                f"data.most_damaged={self.most_damaged} allows; the last: {reason}"
+            )

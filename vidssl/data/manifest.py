@@ -1,0 +1,198 @@
+"""The videos of a data set and what a scan told about each, cached on disk.
+
+The cache is one JSON object a line, beside the videos or, where that folder cannot be written, in the user's cache
+folder. A row holds for as long as the file's size and modification time stay the same; an interrupted scan goes on
+where it stopped. Nothing here imports torch: scanning processes start fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vidssl.data.video import VideoError, VideoIndex, probe
+
+FORMAT = 1
+INDEX_NAME = ".vidssl-index.jsonl"
+FLAWS = ("unreadable", "damaged", "short", "variable_rate", "rotated")
+
+
+class Video(NamedTuple):
+    path: str  # relative to the data set's root, or absolute
+    label: int = -1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source says: which videos, with which labels."""
+
+    root: Path
+    videos: Sequence[Video]
+    classes: Sequence[str] = ()  # names by label; empty without labels
+    remarks: Sequence[str] = ()  # what a user should know, such as videos that are listed but not there
+    recipes: Sequence[Any] = ()  # of synthetic videos: how to render each
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Videos that can be read, each with its index, in the order of the listing."""
+
+    root: Path
+    videos: Sequence[Video]
+    classes: Sequence[str]
+    rows: Sequence[bytes]  # the videos' indices as JSON: one object each would bloat every worker
+    flaws: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of all listed videos with it
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def path(self, number: int) -> Path:
+        return self.root / self.videos[number].path
+
+    def index(self, number: int) -> VideoIndex:
+        return VideoIndex.from_row(json.loads(self.rows[number]))
+
+
+def read_manifest(
+    listing: Listing,
+    *,
+    window: int,
+    drop: Sequence[str],
+    cache: str | None = None,
+    processes: int = 1,
+    progress: Callable[[Iterator, int], Iterator] = lambda rows, total: rows,
+) -> Manifest:
+    """Scan what is new or has changed since the last scan, and leave out the videos with a flaw named in `drop`.
+
+    window: frames that one clip spans; fewer are "short". cache: folder for the index; null: beside the videos.
+    progress: shown the rows as they come. Unreadable videos are always left out.
+    """
+    known = scan(listing, cache=cache, processes=processes, progress=progress)
+    kept, rows, flaws = [], [], {flaw: [] for flaw in FLAWS}
+    for video in listing.videos:
+        row = known[video.path]
+        found = list(_flaws(row, window))
+        for flaw, reason in found:
+            flaws[flaw].append(f"{video.path}: {reason}")
+        if not any(flaw == "unreadable" or flaw in drop for flaw, _ in found):
+            kept.append(video)
+            rows.append(json.dumps(row["video"], separators=(",", ":")).encode())
+    return Manifest(listing.root, kept, listing.classes, rows, flaws, len(listing.videos) - len(kept))
+
+
+def _flaws(row: dict, window: int) -> Iterator[tuple[str, str]]:
+    if "error" in row:
+        yield "unreadable", row["error"]
+        return
+    video = row["video"]
+    if "damage" in video:
+        yield "damaged", video["damage"]
+    if video["frames"] < window:
+        yield "short", f"{video['frames']} frames, a clip spans {window}"
+    if video.get("variable_rate"):
+        yield "variable_rate", "distances between its frames vary in time"
+    if video.get("rotation"):
+        yield "rotated", f"to be turned by {video['rotation']} degrees"
+
+
+def scan(
+    listing: Listing,
+    *,
+    cache: str | None = None,
+    processes: int = 1,
+    progress: Callable[[Iterator, int], Iterator] = lambda rows, total: rows,
+) -> dict[str, dict]:
+    """path -> {"video": index} or {"error": why not}, for all listed videos."""
+    file = index_file(listing.root, cache)
+    known = _read_rows(file)
+    paths = sorted({video.path for video in listing.videos})
+    with ThreadPoolExecutor(16) as threads:  # network file systems answer slowly, but many at once
+        stamps = dict(zip(paths, threads.map(lambda path: _stamp(listing.root / path), paths), strict=True))
+    fresh = {p for p in paths if p in known and stamps[p] is not None and known[p].get("stamp") == stamps[p]}
+    due = [path for path in paths if path not in fresh]
+    if due:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        jobs = [(listing.root, path, stamps[path]) for path in due]
+        with file.open("ab") as out:
+            for row in progress(_scan_all(jobs, processes), len(jobs)):
+                out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+                out.flush()  # a row a write: an interrupted scan keeps what it has
+                known[row["path"]] = row
+    return {path: known[path] for path in paths}
+
+
+def index_file(root: Path, cache: str | None = None) -> Path:
+    """Where the index of the videos under `root` is kept."""
+    if cache is None and os.access(root, os.W_OK):
+        return root / INDEX_NAME
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) if cache is not None else Path(home) / "vidssl"
+    return folder / f"{root.name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}.jsonl"
+
+
+def _read_rows(file: Path) -> dict[str, dict]:
+    rows: dict[str, dict] = {}
+    if not file.exists():
+        return rows
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):  # the scan was killed within a line
+        with file.open("r+b") as out:
+            out.truncate(len(whole))
+    for line in whole.splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row.get("format") == FORMAT:
+            rows[row["path"]] = row
+    return rows
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _scan_all(jobs: list[tuple[Path, str, list[int] | None]], processes: int) -> Iterator[dict]:
+    if processes <= 1 or len(jobs) < 8:
+        yield from map(_scan_one, jobs)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_scan_one, jobs, chunksize=max(1, min(64, len(jobs) // (4 * processes))))
+
+
+def _scan_one(job: tuple[Path, str, list[int] | None]) -> dict:
+    root, path, stamp = job
+    row = {"format": FORMAT, "path": path, "stamp": stamp}
+    try:
+        return {**row, "video": probe(root / path).to_row()}
+    except VideoError as error:
+        return {**row, "error": str(error).removeprefix(f"{root / path}: ")}
+
+
+def summary(listing: Listing, manifest: Manifest, examples: int) -> list[str]:
+    """What a user wants to read after a scan, a line each; so many files are named for each flaw."""
+    lines = [f"{len(manifest)} of {len(listing.videos)} videos of {listing.root} are used"]
+    if manifest.classes:
+        counts = Counter(video.label for video in manifest.videos)
+        sizes = sorted(counts[label] for label in range(len(manifest.classes)))
+        lines[0] += f", {len(manifest.classes)} classes with {sizes[0]} to {sizes[-1]} videos"
+    lines += listing.remarks
+    for flaw, found in manifest.flaws.items():
+        if found:
+            lines.append(f"{len(found)} {flaw.replace('_', ' ')}{':' if examples else ''}")
+            lines += [f"    {name}" for name in found[:examples]]
+    return lines

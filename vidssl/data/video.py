@@ -1,0 +1,529 @@
+"""Exact random access to the pictures of a video file, with PyAV.
+
+A picture's number is its position in the decoder's output order: picture 7 is the eighth that a plain decode loop
+returns. Presentation times do not serve as numbers, because files with packed B-frames (UCF101) carry wrong ones and
+others carry none. One pass over the file answers any set of numbers; of the pictures that nobody wants, those that no
+other refers to are not decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain
+
+import av
+import av.logging
+import av.stream
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+
+
+class VideoError(ValueError):
+    """This file cannot serve: one line that names it and says why."""
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """What a scan over a file's packets tells; with it any picture can be reached.
+
+    `numbering` says how a packet is matched with its picture's number:
+    pts    the rank of the packet's presentation time; only where all times are there, differ and can be trusted
+    vop    MPEG-4 part 2: from the coding types of the pictures
+    count  neither can be trusted: the file is decoded from its start, always, and the pictures are counted
+    """
+
+    frames: int  # pictures that a plain decode loop returns
+    numbering: str  # pts | vop | count
+    times: tuple[int, ...] = ()  # pts: time stamps in order; only the first and the step where `even`
+    even: bool = False
+    kinds: str = ""  # vop: one letter a coded picture in file order, see `_vop_kinds`
+    keys: tuple[int, ...] = (0,)  # numbers of the pictures at which decoding may start, ascending
+    width: int = 0  # as stored, before any rotation
+    height: int = 0
+    fps: float = 0.0  # average pictures per second; 0 if unknown
+    rotation: int = 0  # degrees counter-clockwise that the file asks a player to turn the picture
+    codec: str = ""
+    variable_rate: bool = False
+    damage: str | None = None  # what the scan found broken; pictures before it can still be read
+
+    @cached_property
+    def number_of(self) -> dict[int, int]:
+        """pts: time stamp -> number."""
+        if not self.even:
+            return {time: number for number, time in enumerate(self.times)}
+        first, step = self.times
+        return {first + number * step: number for number in range(self.frames)}
+
+    @cached_property
+    def vop_numbers(self) -> list[int | None]:
+        """vop: number of each picture in file order. B is shown at once, the others when the next such one arrives."""
+        numbers: list[int | None] = [None] * len(self.kinds)
+        shown, waiting = 0, None
+        for place, kind in enumerate(self.kinds):
+            if kind in "Nx":
+                continue
+            if kind == "B":
+                numbers[place], shown = shown, shown + 1
+                continue
+            if waiting is not None:
+                numbers[waiting], shown = shown, shown + 1
+            waiting = place
+        if waiting is not None:
+            numbers[waiting] = shown
+        return numbers
+
+    def key_before(self, number: int) -> int:
+        """The nearest picture at or before `number` at which decoding may start."""
+        return self.keys[bisect_right(self.keys, number) - 1]
+
+    def to_row(self) -> dict:
+        """Plain JSON values without what equals its default; `from_row` reverses it."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(VideoIndex, key, None)}
+
+    @classmethod
+    def from_row(cls, row: dict) -> VideoIndex:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+
+
+def probe(path: str | os.PathLike) -> VideoIndex:
+    """Scan a file's packets and decode its first picture.
+
+    Raises VideoError if not one picture can be read. A file that is broken further on is returned with `damage`.
+    Streams whose packets do not tell the numbers are decoded whole, once.
+    """
+    with _Reader(path) as reader:
+        index = reader.scan()
+    if index.width == 0:
+        raise VideoError(f"{path}: not one picture can be decoded ({index.damage or _first_failure(path)[1]})")
+    if index.numbering == "count":
+        frames, failure = _first_failure(path)
+        index = replace(index, frames=frames, damage=index.damage or failure)
+    return index
+
+
+def read_frames(
+    path: str | os.PathLike, indices: Sequence[int], index: VideoIndex | None = None, *, rotate: bool = True
+) -> np.ndarray:
+    """Pictures of one file in the order asked for, repeats allowed -> uint8 [N, H, W, 3], RGB.
+
+    Raises VideoError if the file cannot serve, IndexError for a number outside 0 .. frames - 1.
+    """
+    index = index or probe(path)
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(indices):
+        places.setdefault(int(number), []).append(place)
+    out = np.empty((0, index.height, index.width, 3), np.uint8)
+    for number, picture in rgb_frames(path, places, index, rotate=rotate):
+        if not len(out):
+            out = np.empty((len(indices), *picture.shape), np.uint8)
+        out[places[number]] = picture
+    return out
+
+
+def rgb_frames(
+    path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex, *, rotate: bool = True
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 [H, W, 3]) of each wanted picture. A view of the converted picture: copy to keep it.
+
+    rotate: turn the pictures as the file asks a player to do, where it asks for quarter turns.
+    """
+    convert = VideoReformatter()
+    turns = round(index.rotation / 90) % 4 if rotate else 0
+    for number, frame in decode(path, wanted, index):
+        plane = convert.reformat(frame, format="rgb24", threads=1).planes[
+            0
+        ]  # a pool of threads costs more than it saves
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        picture = rows[:, : plane.width * 3].reshape(plane.height, plane.width, 3)
+        yield number, np.rot90(picture, turns) if turns else picture
+
+
+def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, decoded frame) of each wanted picture, in one pass over the file."""
+    missing = sorted(set(wanted))
+    if not missing:
+        return
+    if not 0 <= missing[0] <= missing[-1] < index.frames:
+        raise IndexError(f"{path}: pictures {missing[0]} to {missing[-1]} wanted of 0 to {index.frames - 1}")
+    if index.numbering != "count":
+        try:
+            for number, frame in _jump(path, missing, index):
+                missing.remove(number)
+                yield number, frame
+        except av.FFmpegError:
+            pass  # the plain loop finds out whether the file is broken, and where
+    if missing:
+        yield from _count(path, missing)
+
+
+def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode only from the key pictures before wanted ones; ends early where the file surprises.
+
+    wanted: ascending.
+    """
+    with _Reader(path) as reader:
+        packets = reader.numbered_packets(index)
+        while wanted:
+            key = index.key_before(wanted[0])
+            if index.numbering == "pts" and key - reader.position > SEEK_BEYOND:
+                packets = reader.packets_before(index, key)
+            sent = yield from reader.decode_from(packets, key, wanted, index)
+            if not sent:
+                return
+            wanted = [number for number in wanted if number not in sent]
+
+
+SEEK_BEYOND = 250  # pictures; up to there, reading packets without decoding them costs less than a seek
+
+
+def _count(path: str | os.PathLike, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The definition of a picture's number: decode everything from the start and count."""
+    pending, decoded = set(wanted), 0
+    try:
+        with _Reader(path) as reader:
+            for frame in reader.container.decode(reader.stream):
+                if decoded in pending:
+                    pending.remove(decoded)
+                    yield decoded, frame
+                decoded += 1
+                if not pending:
+                    return
+    except av.FFmpegError as error:
+        _, cause = _first_failure(path)
+        raise VideoError(f"{path}: decoding fails after {decoded} pictures ({cause})") from error
+    raise VideoError(f"{path}: picture {min(pending)} wanted, but the file ends after {decoded}")
+
+
+class _Reader:
+    """An open file, its first video stream, and the highest number whose packet was read."""
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            self.container = av.open(os.fspath(path), metadata_errors="ignore")
+        except (OSError, ValueError) as error:
+            raise VideoError(f"{path}: cannot be opened ({_why_not_opened(path, error)})") from None
+        streams = [s for s in self.container.streams.video if s.codec_context and not s.disposition & COVER_PICTURE]
+        if not streams:
+            kinds = sorted({s.type for s in self.container.streams})
+            self.container.close()
+            raise VideoError(f"{path}: no video stream that can be decoded (streams: {', '.join(kinds) or 'none'})")
+        self.stream = streams[0]
+        self.decoder = self.stream.codec_context
+        self.decoder.thread_type = "NONE"  # a loader worker has one core
+        self.position = 0
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def scan(self) -> VideoIndex:
+        """Read all packets, decode until the first picture is out."""
+        packets, vops, first, damage = [], [], None, self._missing_end()
+        is_mpeg4 = self.decoder.name == "mpeg4"
+        headers = bytes(self.decoder.extradata or b"")
+        try:
+            for packet in self.container.demux(self.stream):
+                if first is None:
+                    first = self._first_of(packet)
+                if packet.size == 0:
+                    continue
+                if packet.is_corrupt:
+                    damage = f"the file breaks off in packet {len(packets)}"
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+                if is_mpeg4:
+                    vops.append(bytes(packet))
+        except av.FFmpegError as error:
+            damage = f"packet {len(packets)} cannot be read: {error.strerror}"
+        is_avi = self.container.format.name == "avi"
+        if is_avi and len(packets) < self.stream.frames:
+            damage = f"the header promises {self.stream.frames} pictures, there are {len(packets)}"
+        facts = {"fps": float(self.stream.average_rate or 0), "codec": self.decoder.name, "damage": damage}
+        if first is not None:
+            facts |= {"width": first.width, "height": first.height, "rotation": int(first.rotation)}
+        if is_mpeg4:
+            facts |= _vop_numbering(headers, vops)
+        elif first is None or first.interlaced_frame:
+            pass  # interlaced: maybe two packets a picture
+        elif not is_avi or all(key for _, key, _ in packets):  # AVI stores no presentation times
+            facts |= _pts_numbering(packets, first.pts, self.decoder.name)
+        return VideoIndex(**{"frames": 0, "numbering": "count", **facts})
+
+    def _missing_end(self) -> str | None:
+        end = max((entry.pos + entry.size for entry in self.stream.index_entries), default=0)
+        size = os.path.getsize(self.container.name)
+        return f"cut off: its index reaches to byte {end}, the file has {size}" if end > size else None
+
+    def _first_of(self, packet: av.Packet) -> av.VideoFrame | None:
+        try:
+            return next(iter(self.decoder.decode(packet)), None)
+        except av.FFmpegError:
+            return None
+
+    def numbered_packets(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
+        """(packet, number of its picture, whether it may be left out). The decoder hands a packet's time stamp on to
+        its picture, which is how the picture is recognised."""
+        if index.numbering == "vop":
+            yield from self._vops(index)
+            return
+        for packet in self.container.demux(self.stream):
+            if packet.size:
+                yield packet, index.number_of.get(packet.pts), False
+
+    def _vops(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
+        """One packet a coded picture, stamped with its number."""
+        place = 0
+        for packet in self.container.demux(self.stream):
+            for piece in _split_vops(bytes(packet)):
+                if place == len(index.kinds):
+                    return  # not the file that was scanned
+                kind, number = index.kinds[place], index.vop_numbers[place]
+                place += 1
+                if kind != "x":
+                    single = av.Packet(len(piece))  # from bytes it would lack the zeros that decoders read behind it
+                    single.update(piece)
+                    single.pts = number
+                    yield single, number, kind == "B"
+
+    def packets_before(self, index: VideoIndex, key: int) -> Iterator[tuple[av.Packet, int | None, bool]]:
+        """Continue shortly before a key picture, or at the start of the file where its container seeks badly."""
+        first, step = index.times[:2]
+        for target in (key, index.key_before(max(0, key - SEEK_BEYOND // 2)), 0):
+            try:
+                time = first + target * step if index.even else index.times[target]
+                self.container.seek(time, stream=self.stream)
+            except av.FFmpegError:
+                continue
+            packets = self.numbered_packets(index)
+            for packet in packets:
+                if packet[1] is not None and packet[1] > key:
+                    break
+                if packet[1] is not None:
+                    return chain([packet], packets)
+        return iter(())
+
+    def decode_from(
+        self, packets: Iterator[tuple[av.Packet, int | None, bool]], key: int, wanted: Sequence[int], index: VideoIndex
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode from picture `key` for as long as no jump to a later key picture is due; yields what is found of
+        `wanted`, returns the numbers that were sent to the decoder (none if `key` did not come)."""
+        unsent, stamps, newest_key, key_stamp, skipping = list(wanted), {}, key, None, None
+        may_skip = self.decoder.name in SKIPS_EXACTLY
+        for packet, number, may_be_left_out in packets:
+            self.position = max(self.position, number or 0)
+            if key_stamp is None:
+                if number != key:
+                    continue
+                key_stamp = packet.pts
+            if number in index.keys:
+                newest_key = max(newest_key, number)
+            needed = number in unsent
+            if needed:
+                unsent.remove(number)
+                stamps[packet.pts] = number
+            elif may_be_left_out:
+                continue
+            if may_skip and skipping is not (not needed):
+                skipping = not needed
+                self.decoder.skip_frame = "NONREF" if skipping else "DEFAULT"
+            for frame in self.decoder.decode(packet):
+                if frame.pts == key_stamp and key > 0 and frame.pict_type != PictureType.I:
+                    return set()  # said to be a place to start, but it refers to what came before (intra refresh)
+                if frame.pts in stamps:
+                    yield stamps[frame.pts], frame
+            if not unsent or index.key_before(unsent[0]) > newest_key:
+                break
+        for frame in self.decoder.decode(None):
+            if frame.pts in stamps:
+                yield stamps[frame.pts], frame
+        self.decoder.flush_buffers()
+        return set(stamps.values())
+
+
+# Decoders that, told so before a packet, leave out its picture if no other refers to it, and change no other picture.
+SKIPS_EXACTLY = {"h264", "hevc"}
+COVER_PICTURE = av.stream.Disposition.attached_pic
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers from packets
+
+
+def _pts_numbering(packets: list[tuple[int | None, bool, bool]], first_shown: int | None, codec: str) -> dict:
+    """Facts for numbering by presentation time, or nothing where that cannot be trusted.
+
+    packets: (presentation time, is a key picture, is to be discarded) in file order.
+    """
+    times = [time for time, _, _ in packets]
+    if (
+        codec not in ONE_PICTURE_A_PACKET
+        or None in times
+        or len(set(times)) < len(times)
+        or any(discard for _, _, discard in packets)
+        or not packets[0][1]
+        or not min(times) == times[0] == first_shown
+    ):
+        return {}
+    ordered = sorted(times)
+    number = {time: i for i, time in enumerate(ordered)}
+    steps = np.diff(ordered) if len(ordered) > 1 else np.ones(1, int)
+    even = bool(steps.min() == steps.max())
+    return {
+        "numbering": "pts",
+        "frames": len(ordered),
+        "times": (ordered[0], int(steps[0])) if even else tuple(ordered),
+        "even": even,
+        "keys": tuple(sorted(number[time] for time, key, _ in packets if key)),
+        "variable_rate": bool(steps.max() - steps.min() > 1),  # 1: rounding to the time base
+    }
+
+
+# A packet of these holds exactly one picture to show. Not so VP8, for example, which has packets that show nothing.
+ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libdav1d", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1"}
+
+
+def _vop_numbering(headers: bytes, packets: list[bytes]) -> dict:
+    """Facts for numbering by coding type, or nothing where that cannot be trusted."""
+    kinds = _vop_kinds(headers, packets)
+    if not kinds or kinds[0] != "I":
+        return {}
+    facts = {"numbering": "vop", "kinds": kinds, "frames": sum(kind not in "Nx" for kind in kinds)}
+    if _time_bits(headers) is not None:  # else the sequence header may stand before the first picture only
+        numbers = VideoIndex(**facts).vop_numbers
+        facts["keys"] = tuple(sorted(n for n, kind in zip(numbers, kinds, strict=True) if kind == "I"))
+    return facts
+
+
+def _vop_kinds(headers: bytes, packets: list[bytes]) -> str:
+    """One letter for each coded picture (VOP) of an MPEG-4 part 2 stream in file order, "" if it cannot be told.
+
+    I, P, B, S: intra, predicted, bidirectional, sprite. N: "not coded", nothing to show, but it moves the clock.
+    x: the empty picture by which packed streams make up for a packet that held two, and pictures for which nothing
+    makes up before the file ends: FFmpeg's decoder does not return these. ISO/IEC 14496-2, 6.2.3 and 6.2.5.
+    """
+    bits = _time_bits(headers)
+    packed = PACKED.search(headers) is not None
+    kinds, owed = "", 0
+    for packet in packets:
+        bits = _time_bits(packet) or bits
+        packed = packed or PACKED.search(packet) is not None
+        pieces = list(_split_vops(packet))
+        for piece in pieces:
+            if bits is None:
+                return ""
+            at = piece.find(VOP_START) + 4
+            field = int.from_bytes(piece[at : at + 12].ljust(12, b"\0"), "big")
+            read = 96 - 2  # bits left after the coding type
+            while field >> (read := read - 1) & 1:  # whole seconds, one bit each
+                pass
+            read -= 1 + bits + 1  # marker, time within the second, marker
+            if field >> (read - 1) & 1:
+                kinds += "IPBS"[field >> 94]
+            elif owed:
+                kinds, owed = kinds + "x", owed - 1
+            else:
+                kinds += "N"
+        if len(pieces) > 1:
+            if not packed or kinds[-len(pieces) + 1 :].strip("B"):
+                return ""
+            owed += len(pieces) - 1
+    return kinds[: len(kinds) - owed] + "x" * owed
+
+
+def _split_vops(packet: bytes) -> Iterator[bytes]:
+    """The coded pictures of a packet; the first keeps the headers before it."""
+    start = packet.find(VOP_START)
+    begin = 0
+    while start >= 0:
+        following = packet.find(VOP_START, start + 4)
+        yield packet[begin : following if following >= 0 else len(packet)]
+        begin = start = following
+
+
+PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")  # two pictures in a packet, says the encoder
+VOP_START = b"\x00\x00\x01\xb6"
+
+
+def _time_bits(headers: bytes) -> int | None:
+    """Length of a picture's time field, from the sequence header (VOL) among `headers`. ISO/IEC 14496-2, 6.2.3."""
+    for layer in range(0x20, 0x30):
+        at = headers.find(bytes([0, 0, 1, layer]))
+        if at >= 0:
+            break
+    else:
+        return None
+    field, length = int.from_bytes(headers[at + 4 : at + 36].ljust(32, b"\0"), "big"), 256
+    place = 0
+
+    def take(bits: int) -> int:
+        nonlocal place
+        place += bits
+        return field >> (length - place) & ((1 << bits) - 1)
+
+    take(1 + 8)  # random access, object type
+    if take(1):
+        take(4 + 3)  # version, priority
+    if take(4) == 15:
+        take(16)  # pixel aspect ratio
+    if take(1):  # control parameters
+        take(2 + 1)
+        if take(1):
+            take(79)
+    if take(2) != 0:
+        return None  # not rectangular
+    take(1)
+    return max(1, (take(16) - 1).bit_length())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Causes
+
+
+def _first_failure(path: str | os.PathLike) -> tuple[int, str | None]:
+    """(pictures that a plain decode loop returns, what ends it before the end of the file)."""
+    decoded = 0
+    try:
+        with av.logging.Capture() as log, _Talkative(), _Reader(path) as reader:
+            for _ in reader.container.decode(reader.stream):
+                decoded += 1
+    except av.FFmpegError as error:
+        return decoded, _last_words(log, error)
+    return decoded, None
+
+
+def _why_not_opened(path: str | os.PathLike, error: Exception) -> str:
+    if not isinstance(error, av.FFmpegError):
+        return str(error)
+    if not os.path.exists(path):
+        return "no such file"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty"
+    with av.logging.Capture() as log, _Talkative():
+        try:
+            av.open(os.fspath(path), metadata_errors="ignore").close()
+        except av.FFmpegError as again:
+            return _last_words(log, again)
+    return error.strerror
+
+
+class _Talkative:
+    """FFmpeg's error messages, for as long as they are looked for."""
+
+    def __enter__(self) -> None:
+        self.level = av.logging.get_level()
+        av.logging.set_level(av.logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        av.logging.set_level(self.level)
+
+
+def _last_words(log: list[tuple[int, str, str]], error: av.FFmpegError) -> str:
+    said = [message.strip() for _, _, message in ([*log, error.log] if error.log else log)]
+    return f"{error.strerror}: {said[-1]}" if said else error.strerror

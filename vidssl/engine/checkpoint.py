@@ -1,0 +1,164 @@
+"""Training state on disk: plain containers, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vidssl.registry import ConfigError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file in the same folder, then put it in place: readers see the old or the new."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """state: tensors and plain values only; `load_state` reads it."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A state that `save_state` wrote. Raises ConfigError for anything else."""
+    state = _torch_load(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "learner" not in state:
+        found = state.get("format") if isinstance(state, dict) else None
+        raise ConfigError(f"{path}: not a training state of this version (format {found}, this version reads {FORMAT})")
+    return state
+
+
+def save_backbone(path: Path, backbone: nn.Module, section: dict[str, Any]) -> None:
+    """The backbone alone as safetensors, with the configuration section that builds it in the header."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    metadata = {"format": "pt", "backbone": json.dumps(section)}
+    write_atomically(path, lambda file: save_file(tensors, file, metadata))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights found in a file, under the names of our modules."""
+
+    backbone: dict[str, Tensor]
+    classifier: dict[str, Tensor]  # weight [classes, C] and bias [classes]; empty if the file has none
+    section: dict[str, Any] | None  # the backbone's configuration, where the file says it
+    layout: str  # what kind of file it is
+    ignored: tuple[str, ...] = ()  # names that belong to neither, such as heads and queues
+    unit: bool = False  # the classifier wants features of length 1
+
+
+def find_checkpoint(given: str | os.PathLike) -> Path:
+    """A file, or the last state of a run's folder. Raises ConfigError if there is none."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        path = path / "last.pt"
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={given}: no such file; give a file, a run's folder, or none to start untrained")
+    return path
+
+
+def load_weights(given: str | os.PathLike) -> Weights:
+    """Read the weights of our own states and safetensors files. Raises ConfigError if it is neither."""
+    path = find_checkpoint(given)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path)
+    state = _torch_load(path)
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        learner, prefix = state["learner"], state["backbone_prefix"]
+        backbone = {key.removeprefix(prefix): value for key, value in learner.items() if key.startswith(prefix)}
+        head = {key.removeprefix("head."): value for key, value in learner.items() if key.startswith("head.")}
+        others = tuple(key for key in learner if not key.startswith((prefix, "head.")))
+        task, config = state["task"], state["config"]
+        unit = config[task].get("normalize") == "unit"
+        return Weights(backbone, head, config["backbone"], f"vidssl {task} state", others, unit)
+    from vidssl.engine.official import read_official
+
+    return read_official(state, path)
+
+
+def _from_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+            section = json.loads((file.metadata() or {}).get("backbone", "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"checkpoint={path}: not a readable safetensors file ({error})") from None
+    return Weights(tensors, {}, section, "vidssl backbone")
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"checkpoint={path}: cannot be read without executing code, or is damaged ({reason})"
+        ) from None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What went where when weights were loaded."""
+
+    layout: str
+    matched: int
+    missing: tuple[str, ...]  # in the network, not in the file
+    unexpected: tuple[str, ...]  # in the file under a backbone name, not in the network
+    misshapen: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.layout}: {self.matched} tensors matched, {len(self.ignored)} of other parts left aside"]
+        for word, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("other shape", self.misshapen),
+        ):
+            if names:
+                lines.append(f"{len(names)} {word}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
+        return lines
+
+
+def load_backbone(weights: Weights, backbone: nn.Module) -> LoadReport:
+    """Copy weights into a backbone by name. Raises ConfigError unless every tensor of the backbone is found."""
+    own = backbone.state_dict()
+    misshapen = tuple(
+        f"{name} {list(weights.backbone[name].shape)} for {list(value.shape)}"
+        for name, value in own.items()
+        if name in weights.backbone and weights.backbone[name].shape != value.shape
+    )
+    report = LoadReport(
+        weights.layout,
+        sum(name in weights.backbone for name in own) - len(misshapen),
+        tuple(name for name in own if name not in weights.backbone),
+        tuple(name for name in weights.backbone if name not in own),
+        misshapen,
+        weights.ignored,
+    )
+    if report.missing or report.unexpected or report.misshapen:
+        raise ConfigError("does not fit the backbone: " + "; ".join(report.lines()))
+    backbone.load_state_dict(weights.backbone)
+    return report

@@ -1,0 +1,89 @@
+"""Optimizers and learning rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal, Protocol
+
+import torch
+from torch import nn
+
+from vidssl.registry import NotNegative, Positive, Registry, Share, Within
+
+OPTIMIZERS = Registry("optimizer", "vidssl.engine.optim")
+SCHEDULES = Registry("schedule", "vidssl.engine.optim")
+
+BelowOne = Annotated[float, Within("[0, 1)")]
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(parameters: Iterable[nn.Parameter], *, lr: Positive, momentum: BelowOne, weight_decay: NotNegative):
+    """Weight decay acts on all parameters, batch norm and biases included, as in the papers' releases."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(
+    parameters: Iterable[nn.Parameter], *, lr: Positive, betas: tuple[BelowOne, BelowOne], weight_decay: NotNegative
+):
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+class Schedule(Protocol):
+    def factor(self, epoch: float, epochs: float) -> float:
+        """Share of the base learning rate at a point in the training, `epoch` of `epochs`."""
+
+
+class Warmup:
+    """Common to all schedules: a straight line from `warmup_from` times the base rate over the first epochs.
+
+    every: the rate changes once an epoch, as in the papers' releases, or at every step.
+    """
+
+    def __init__(self, *, warmup_epochs: NotNegative, warmup_from: Share, every: Literal["epoch", "step"]):
+        self.warmup_epochs, self.warmup_from, self.every = warmup_epochs, warmup_from, every
+
+    def factor(self, epoch: float, epochs: float) -> float:
+        epoch = math.floor(epoch) if self.every == "epoch" else epoch
+        if epoch < self.warmup_epochs:
+            return self.warmup_from + (1 - self.warmup_from) * epoch / self.warmup_epochs
+        return self.after_warmup(epoch, epochs)
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        raise NotImplementedError
+
+
+@SCHEDULES.register("constant")
+class Constant(Warmup):
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        return 1.0
+
+
+@SCHEDULES.register("cosine")
+class Cosine(Warmup):
+    """Half a cosine from 1 to 0. Loshchilov and Hutter, ICLR 2017 (arXiv:1608.03983), without restarts."""
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        share = (epoch - self.warmup_epochs) / max(1e-9, epochs - self.warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+@SCHEDULES.register("steps")
+class Steps(Warmup):
+    """Multiplied by `decay` at each milestone, given in epochs."""
+
+    def __init__(
+        self,
+        *,
+        milestones: list[NotNegative],
+        decay: Share,
+        warmup_epochs: NotNegative,
+        warmup_from: Share,
+        every: Literal["epoch", "step"],
+    ):
+        super().__init__(warmup_epochs=warmup_epochs, warmup_from=warmup_from, every=every)
+        self.milestones, self.decay = milestones, decay
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        return self.decay ** sum(milestone <= epoch for milestone in self.milestones)

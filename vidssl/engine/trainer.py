@@ -1,0 +1,297 @@
+"""The one training loop.
+
+Order of data, crops and all draws are functions of (seed, epoch, index) and (seed, step, rank); so any saved step is a
+place to start again, and what comes out does not depend on how often that happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vidssl import distributed
+from vidssl.clips import Batch
+from vidssl.engine.checkpoint import load_state, save_state
+from vidssl.engine.log import Bar, Log
+from vidssl.engine.optim import Schedule
+from vidssl.learner import Learner, StepOutput
+from vidssl.registry import Count, NotNegative, Whole
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    accumulate: Count  # batches of the loader to one step of the optimizer
+    clip_grad: NotNegative  # largest norm of the gradient; 0: no limit
+    channels_last: bool  # memory format of convolutions
+    log_every: Count  # steps
+    save_every: Count  # steps; the end of an epoch is saved too
+    pictures_every: Whole  # epochs; 0: no pictures
+    broadcast_buffers: bool  # rank 0's batch norm statistics and queues for all ranks, at each step
+
+
+class Loader(Protocol):
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass
+class Progress:
+    """Where a training stands; everything that a restart needs besides weights."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches of the current epoch taken
+    step: int = 0  # steps of the optimizer
+    metrics: int = 0  # bytes of metrics.jsonl
+    recent: list[dict[str, float]] = field(default_factory=list)  # scalars of the steps since the last line
+    last: dict[str, float] = field(default_factory=dict)  # scalars of the last line
+    best: dict[str, float] = field(default_factory=dict)  # validation
+
+
+class NotFinite(RuntimeError):
+    """The loss is not a number any more; nothing after the last saved state was kept."""
+
+
+class Trainer:
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        log: Log,
+        *,
+        task: str,
+        file: Path | None,
+        config: dict[str, Any],
+        options: TrainerOptions,
+        epochs: int,
+        max_steps: int | None,
+        seed: int,
+        device: torch.device,
+        precision: Literal["fp32", "bf16", "fp16"],
+    ):
+        self.learner, self.optimizer, self.schedule, self.log = learner, optimizer, schedule, log
+        self.task, self.file, self.config, self.options = task, file, config, options
+        self.epochs, self.max_steps, self.seed, self.device, self.precision = epochs, max_steps, seed, device, precision
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.progress = Progress(metrics=log.position())
+        self.on_device: list[tuple[float, list[str], Tensor]] = []  # rate, names, values of steps not read back yet
+        self.last_loss = float("nan")
+        self.begun_at, self.steps, self.clips, self.waited = time.monotonic(), 0, 0, 0.0  # of this start
+
+    def fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float]] | None = None) -> Progress:
+        """Train to the end, from the saved state if there is one. after_epoch(epoch, step): the task's validation."""
+        self.learner.to(self.device)
+        if self.options.channels_last:
+            self.learner.to(memory_format=torch.channels_last_3d)
+        self._restore()
+        model = self._distributed()
+        steps_per_epoch = len(loader) // self.options.accumulate
+        total = steps_per_epoch * self.epochs
+        self.begun_at = time.monotonic()
+        if self.max_steps is not None:
+            total = min(total, self.max_steps)
+        bar = self.log.bar(self.task, total, self.progress.step)
+        with bar:
+            while self.progress.step < total:
+                self._epoch(model, loader, steps_per_epoch, total, bar)
+                if self.progress.batch < steps_per_epoch * self.options.accumulate:
+                    break  # max_steps
+                self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+                if after_epoch is not None:
+                    self._validated(after_epoch(self.progress.epoch, self.progress.step))
+                self.save()
+        self._flush(steps_per_epoch)
+        self.save()
+        return self.progress
+
+    def _epoch(self, model: nn.Module, loader: Loader, steps_per_epoch: int, total: int, bar: Bar) -> None:
+        """Train until the epoch ends or the last step is done."""
+        progress = self.progress
+        batches = loader.epoch(progress.epoch, progress.batch)
+        self.learner.train()
+        while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
+            self._step(model, batches, steps_per_epoch)
+            if progress.step % self.options.log_every == 0:
+                self._flush(steps_per_epoch)
+            bar.advance(1, self._note())
+            if progress.step % self.options.save_every == 0 and progress.step < total:
+                self.save()
+            if distributed.stop_asked():
+                self.save()
+                raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}")
+
+    def _step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> None:
+        progress = self.progress
+        rate = self.schedule.factor(progress.step / steps_per_epoch, self.epochs)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * rate
+        distributed.seed_step(self.seed, progress.step)
+        outputs = []
+        for part in range(self.options.accumulate):
+            batch = self._take(batches)
+            is_last = part == self.options.accumulate - 1
+            with _no_sync(model, not is_last):
+                outputs.append(self._forward_backward(model, batch))
+            progress.batch += 1
+        if all(output.update for output in outputs):
+            if self.options.clip_grad > 0:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.learner.parameters(), self.options.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        scalars = {"loss": torch.stack([output.loss.detach() for output in outputs]).mean()}
+        for name in outputs[0].scalars:
+            scalars[name] = torch.stack([output.scalars[name].detach().float() for output in outputs]).mean()
+        self.on_device.append((base * rate, list(scalars), torch.stack(list(scalars.values()))))
+        self.steps += 1
+
+    def _take(self, batches: Iterator[Batch]) -> Batch:
+        begun = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - begun
+        self.clips += batch.count * distributed.world()
+        return batch.to(self.device, non_blocking=True)
+
+    def _forward_backward(self, model: nn.Module, batch: Batch) -> StepOutput:
+        with torch.no_grad():
+            views = self._formatted(self.learner.views(batch))
+        with torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF):
+            output = model(views)
+        if output.update:
+            self.scaler.scale(output.loss / self.options.accumulate).backward()
+        return output
+
+    def _formatted(self, views: Any) -> Any:
+        if not self.options.channels_last:
+            return views
+        convert = {"memory_format": torch.channels_last_3d}
+        return type(views)(*(v.contiguous(**convert) if isinstance(v, Tensor) and v.ndim == 5 else v for v in views))
+
+    def _distributed(self) -> nn.Module:
+        if distributed.world() == 1:
+            return self.learner
+        return DistributedDataParallel(
+            self.learner,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=self.options.broadcast_buffers,
+            gradient_as_bucket_view=True,
+        )
+
+    # -- numbers
+
+    def _read_back(self) -> None:
+        """Fetch the scalars of the last steps from the device, all at once, and look for a loss that is lost."""
+        if not self.on_device:
+            return
+        values = distributed.mean(torch.stack([row for _, _, row in self.on_device])).tolist()
+        first = self.progress.step - len(values) + 1
+        for step, (lr, names, _), row in zip(range(first, first + len(values)), self.on_device, values, strict=True):
+            scalars = dict(zip(names, row, strict=True))
+            if not all(map(math.isfinite, row)):
+                told = ", ".join(f"{name}={value:g}" for name, value in scalars.items())
+                raise NotFinite(
+                    f"{self.task}: not finite at step {step}: {told}, lr={lr:g}. Nothing was saved since; a lower "
+                    f"{self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
+                )
+            self.progress.recent.append({**scalars, "lr": lr})
+        self.last_loss = scalars["loss"]
+        self.on_device = []
+
+    def _flush(self, steps_per_epoch: int) -> None:
+        """Write the means since the last line."""
+        self._read_back()
+        recent = self.progress.recent
+        if recent:
+            means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+            means["lr"] = recent[-1]["lr"]
+            self.log.scalars(self.task, self.progress.step, self.progress.step / steps_per_epoch, means)
+            self.progress.last = means
+        self.progress.recent = []
+
+    def last_scalars(self) -> dict[str, float]:
+        """Of the newest line; empty if nothing was trained."""
+        return dict(self.progress.last)
+
+    def speed(self) -> dict[str, float]:
+        """Of this start: clips/s, steps/s, and the share of time spent waiting for data."""
+        seconds = max(1e-9, time.monotonic() - self.begun_at)
+        return {
+            "clips_per_second": self.clips / seconds,
+            "steps_per_second": self.steps / seconds,
+            "waiting_for_data": self.waited / seconds,
+        }
+
+    def _note(self) -> str:
+        speed = self.speed()
+        return (
+            f"epoch {self.progress.epoch + 1}/{self.epochs} loss {self.last_loss:.3f} "
+            f"{speed['clips_per_second']:.0f} clips/s waiting {speed['waiting_for_data']:.0%}"
+        )
+
+    def _validated(self, scalars: dict[str, float]) -> None:
+        if not scalars:
+            return
+        self.log.scalars(self.task, self.progress.step, float(self.progress.epoch), scalars)
+        first = next(iter(scalars.items()), None)
+        if first is not None and first[1] > self.progress.best.get(first[0], -1.0):
+            self.progress.best = dict(scalars)
+            if self.file is not None:
+                self.save(self.file.with_name(self.file.name.replace("last", "best")))
+
+    # -- state
+
+    def save(self, file: Path | None = None) -> None:
+        self._read_back()
+        file = file or self.file
+        if file is None:
+            return  # so short a training that it starts anew
+        distributed.barrier()
+        self.progress.metrics = self.log.position()
+        if self.log.is_main:
+            save_state(file, self.state())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "task": self.task,
+            "config": self.config,
+            "learner": {name: value.detach().cpu() for name, value in self.learner.state_dict().items()},
+            "backbone_prefix": _prefix(self.learner),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": vars(self.progress).copy(),
+        }
+
+    def _restore(self) -> None:
+        if self.file is None or not self.file.exists():
+            return
+        state = load_state(self.file)
+        self.learner.load_state_dict(state["learner"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.log.rewind(self.progress.metrics)
+        self.log.say(f"{self.task}: continues at step {self.progress.step}, from {self.file}")
+
+
+def _prefix(learner: Learner) -> str:
+    """Where the backbone stands among the learner's names."""
+    return next(name + "." for name, module in learner.named_modules() if module is learner.backbone)
+
+
+def _no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:
+    return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()

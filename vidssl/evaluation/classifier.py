@@ -1,0 +1,93 @@
+"""A classifier on a backbone, as fine-tuning and the linear probe train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidssl.clips import Batch, ClipPlan, View
+from vidssl.learner import Learner, StepOutput
+
+
+class Labelled(NamedTuple):
+    input: Tensor  # clip float32 [B, 3, T, S, S], or features [B, C] where these were made before
+    label: Tensor  # int64 [B]
+
+
+class Classifier(Learner):
+    """Backbone, average pool, dropout, linear layer; cross entropy.
+
+    frozen: the backbone stays as it is, in evaluation mode, and gets no gradient. unit: pooled features are scaled to
+    length 1 before the layer. The layer starts with spread 0.01 and bias 0.
+    """
+
+    plan = ClipPlan(windows=1, views=(View(0),))
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: Callable[[Tensor], Tensor],
+        classes: int,
+        *,
+        dropout: float,
+        frozen: bool,
+        unit: bool,
+    ):
+        super().__init__()
+        self.backbone, self.augment, self.frozen, self.unit = backbone, augment, frozen, unit
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.out_channels, classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        backbone.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def views(self, batch: Batch) -> Labelled:
+        clip = batch.clips[:, 0].float().div(255)
+        return Labelled(self.augment(clip), batch.label)
+
+    def forward(self, views: Labelled) -> StepOutput:
+        logits = self.logits(views.input)
+        hit = (logits.argmax(dim=1) == views.label).float().mean()
+        return StepOutput(F.cross_entropy(logits, views.label), {"train_top1": 100 * hit.detach()})
+
+    def logits(self, clip: Tensor) -> Tensor:
+        """clip [B, 3, T, S, S] -> float32 [B, classes]."""
+        return self.head(self.dropout(self.features(clip))).float()
+
+    def features(self, clip: Tensor) -> Tensor:
+        return pooled(self.backbone, clip, unit=self.unit)
+
+
+class Probe(Learner):
+    """The linear layer alone, on features that were extracted before."""
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.head = head
+        self.backbone = nn.Identity()
+
+    @torch.no_grad()
+    def views(self, batch: Batch) -> Labelled:
+        return Labelled(batch.clips, batch.label)
+
+    def forward(self, views: Labelled) -> StepOutput:
+        logits = self.head(views.input)
+        hit = (logits.argmax(dim=1) == views.label).float().mean()
+        return StepOutput(F.cross_entropy(logits, views.label), {"train_top1": 100 * hit.detach()})
+
+
+def pooled(backbone: nn.Module, clip: Tensor, *, unit: bool) -> Tensor:
+    """The mean of a backbone's map over time and space, [B, C]."""
+    features = backbone(clip).mean(dim=(2, 3, 4))
+    return F.normalize(features, dim=1) if unit else features

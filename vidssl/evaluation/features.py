@@ -1,0 +1,31 @@
+"""What a network says about each video of a loader, in the order of the manifest, once each, on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from vidssl import distributed
+from vidssl.clips import Batch
+
+
+@torch.no_grad()
+def per_video(answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
+    """Answers averaged over a video's clips.
+
+    answer: clips uint8 [N, 3, T, S, S] -> float32 [N, D]. Returns value [M, D], label and index int64 [M], on the CPU.
+    """
+    values, labels, indices = [], [], []
+    for batch in batches:
+        clips = batch.clips.to(device, non_blocking=True)
+        each = answer(clips.flatten(0, 1)).float()
+        values.append(each.view(*clips.shape[:2], -1).mean(dim=1).cpu())
+        labels.append(batch.label)
+        indices.append(batch.index)
+        distributed.stop_if_asked()
+    found = {"value": torch.cat(values), "label": torch.cat(labels), "index": torch.cat(indices)}
+    found = {name: distributed.gather_ragged(part) for name, part in found.items()}
+    order = found["index"].argsort()
+    return {name: part[order] for name, part in found.items()}

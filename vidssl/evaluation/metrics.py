@@ -1,0 +1,65 @@
+"""Figures from logits and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RANKS = (1, 5, 10, 20, 50)
+
+
+def accuracy(scores: Tensor, label: Tensor, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """Share of videos whose class is among the k highest scores, in percent. scores [N, C], label int64 [N]."""
+    best = scores.topk(min(max(ranks), scores.shape[1]), dim=1).indices
+    hit = best == label[:, None]
+    return {f"top{k}": 100 * hit[:, :k].any(dim=1).double().mean().item() for k in ranks}
+
+
+def recall(
+    queries: Tensor, query_label: Tensor, gallery: Tensor, gallery_label: Tensor, *, centered: bool
+) -> dict[str, float]:
+    """Share of queries with at least one video of their class among the k nearest of the gallery, in percent.
+
+    queries [N, D], gallery [M, D]. centered: each set's own mean is taken away first. Cosine similarity.
+    """
+    near = nearest(queries, gallery, max(RANKS), centered=centered)
+    hit = gallery_label[near] == query_label[:, None]
+    return {f"R@{k}": 100 * hit[:, :k].any(dim=1).double().mean().item() for k in RANKS}
+
+
+def nearest(queries: Tensor, gallery: Tensor, count: int, *, centered: bool) -> Tensor:
+    """Places of the most similar gallery videos, most similar first. int64 [N, count]."""
+    queries, gallery = (unit(part, centered=centered) for part in (queries, gallery))
+    return torch.cat([(q @ gallery.T).topk(min(count, len(gallery)), dim=1).indices for q in queries.split(1024)])
+
+
+def unit(features: Tensor, *, centered: bool) -> Tensor:
+    if centered:
+        features = features - features.mean(dim=0)
+    return F.normalize(features, dim=1)
+
+
+def knn(queries: Tensor, gallery: Tensor, gallery_label: Tensor, classes: int, *, k: int, temperature: float) -> Tensor:
+    """Class scores by the k nearest, each with weight exp(cosine / temperature), both centered by the gallery's mean.
+
+    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
+    -> [N, classes].
+    """
+    center = gallery.mean(dim=0)
+    gallery, queries = F.normalize(gallery - center, dim=1), F.normalize(queries - center, dim=1)
+    scores = []
+    for part in queries.split(1024):
+        similarity, near = (part @ gallery.T).topk(min(k, len(gallery)), dim=1)
+        weight = (similarity / temperature).exp()
+        scores.append(weight.new_zeros(len(part), classes).scatter_add_(1, gallery_label[near], weight))
+    return torch.cat(scores)
+
+
+def motion_preference(original: Tensor, same_motion: Tensor, same_background: Tensor) -> float:
+    """Of videos, the percentage that lie nearer to the same motion on another background than to another motion on
+    the same background. All [N, D]; cosine. 0: only the background counts; 100: only the motion."""
+    prefers = F.cosine_similarity(original, same_motion) > F.cosine_similarity(original, same_background)
+    return 100 * prefers.double().mean().item()

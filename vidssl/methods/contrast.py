@@ -1,0 +1,126 @@
+"""What contrastive methods share: embeddings, the slow twin, the queue of keys, and the loss.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020 (arXiv:1911.05722).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidssl import distributed
+from vidssl.registry import Count, Positive, Registry, Whole, Within
+
+METHODS = Registry("method", "vidssl.methods")
+
+
+@dataclass(frozen=True)
+class ContrastOptions:
+    dim: Count  # of an embedding
+    head: Literal["linear", "mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
+    hidden: Count | None  # width of the head's inner layer; null: the backbone's
+    head_std: Positive | None  # initial spread of the head's last layer, its bias 0; null: PyTorch's own
+    queue: Whole  # number of keys of past batches that serve as negatives; 0: the batch's other keys
+    momentum: Annotated[float, Within("[0, 1]")]  # of the twin; 0: keys are the network's own, without gradient
+    temperature: Positive
+    symmetric: bool  # both clips of a pair are query once
+    shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
+    enqueue: Literal["after_both", "after_each_pass"]  # the second: a clip's own key is among its negatives
+
+
+def projector(width: int, options: ContrastOptions) -> nn.Sequential:
+    """Map [B, width, t, h, w] -> [B, dim], to put behind a backbone."""
+    hidden = options.hidden or width
+    match options.head:
+        case "linear":
+            layers = [nn.Linear(width, options.dim)]
+        case "mlp":
+            layers = [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, options.dim)]
+        case "mlp_bn":
+            layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(hidden, options.dim)]
+    if options.head_std is not None:
+        nn.init.normal_(layers[-1].weight, std=options.head_std)
+        nn.init.zeros_(layers[-1].bias)
+    if options.head == "mlp_bn":
+        layers.append(nn.BatchNorm1d(options.dim, affine=False))
+    return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), *layers)
+
+
+class Embedder(nn.Module):
+    """Backbone and head: clip [B, 3, T, H, W] -> [B, dim]."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(self.backbone(clip))
+
+
+def embed(network: nn.Module, clip: Tensor) -> Tensor:
+    """Unit float32 [B, D], also where autocast lets the network answer in half precision."""
+    return F.normalize(network(clip).float(), dim=1)
+
+
+class Twin(nn.Module):
+    """A copy of a network that follows it slowly and makes the keys."""
+
+    def __init__(self, network: nn.Module, momentum: float):
+        super().__init__()
+        self.network = deepcopy(network).requires_grad_(False)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """twin <- momentum * twin + (1 - momentum) * network, parameters only; its batch norm counts on its own."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self.momentum)
+
+    @torch.no_grad()
+    def forward(self, clip: Tensor, *, shuffle: bool) -> Tensor:
+        """Keys of all ranks, unit float32 [B * ranks, D].
+
+        shuffle: batch norm sees a random mix of the ranks' clips, so that no statistics tell a pair's two ends.
+        """
+        if not shuffle or distributed.world() == 1:
+            return distributed.gather(embed(self.network, clip))
+        everything = distributed.gather(clip)
+        order = distributed.shared_permutation(len(everything), clip.device)
+        keys = distributed.gather(embed(self.network, everything[distributed.own_rows(order)]))
+        return keys[order.argsort()]
+
+
+class Queue(nn.Module):
+    """The newest keys of past batches, equal on all ranks; the oldest are overwritten."""
+
+    def __init__(self, dim: int, length: int):
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=1))  # unit float32 [K, D]
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """keys [N, D] of all ranks. Wraps around: the queue's length need not be a multiple of N."""
+        length = len(self.keys)
+        keys = keys[-length:]
+        rows = (self.place + torch.arange(len(keys), device=keys.device)) % length
+        self.keys[rows] = keys
+        self.place.copy_((self.place + len(keys)) % length)
+
+
+def queue_logits(query: Tensor, key: Tensor, queue: Queue, temperature: float) -> Tensor:
+    """[B, 1 + K]: the positive in column 0, then the queue as it is now."""
+    positive = (query * key).sum(dim=1, keepdim=True)
+    negative = query @ queue.keys.clone().T  # a copy: pushing must not change what backward needs
+    return torch.cat([positive, negative], dim=1) / temperature
+
+
+def batch_logits(query: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """[B, N] against the keys of all ranks, and the column of each query's own key, int64 [B]."""
+    own = torch.arange(len(query), device=query.device) + distributed.rank() * len(query)
+    return query @ keys.T / temperature, own

@@ -1,0 +1,217 @@
+"""Names in the configuration -> what they build, and what may stand under them.
+
+The keyword-only parameters of a registered class or function are its schema: their annotations say what is allowed,
+the YAML file of the same name says the values. Neither is written twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+MISSING = "???"  # how OmegaConf writes a value that the user has to give
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot run. Holds every problem that was found, one line each: key, value, what is allowed."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, as an interval: Within("[0, 1)"), Within("[1, inf)")."""
+
+    interval: str
+
+    def allows(self, number: float) -> bool:
+        low, high = (float(bound) for bound in self.interval[1:-1].split(","))
+        above = number >= low if self.interval[0] == "[" else number > low
+        return above and (number <= high if self.interval[-1] == "]" else number < high)
+
+
+Count = Annotated[int, Within("[1, inf)")]
+Whole = Annotated[int, Within("[0, inf)")]
+Share = Annotated[float, Within("[0, 1]")]
+Positive = Annotated[float, Within("(0, inf)")]
+NotNegative = Annotated[float, Within("[0, inf)")]
+
+
+class Registry:
+    """One kind of part: methods, backbones, ...; the modules of `home` are imported when it is first asked."""
+
+    def __init__(self, kind: str, home: str):
+        self.kind, self.home = kind, home
+        self._parts: dict[str, Callable] = {}
+
+    def register(self, *names: str) -> Callable[[Callable], Callable]:
+        def enter(part: Callable) -> Callable:
+            for name in names:
+                assert name not in self._parts, f"two {self.kind} parts are called {name}"
+                self._parts[name] = part
+            return part
+
+        return enter
+
+    def names(self) -> list[str]:
+        self._fill()
+        return sorted(self._parts)
+
+    def get(self, name: str) -> Callable:
+        self._fill()
+        if name not in self._parts:
+            raise ConfigError(unknown(self.kind, name, self.names(), "names"))
+        return self._parts[name]
+
+    def check(self, section: Any, key: str) -> list[str]:
+        """Problems of a configuration section `{name: ..., option: ...}` that stands under `key`."""
+        if not isinstance(section, dict) or "name" not in section:
+            return [f"{key}={section!r}: choose one of {', '.join(self.names())}"]
+        name = section["name"]
+        if name not in self.names():
+            return [unknown(f"{key}.name", name, self.names(), "names")]
+        return check_options(self.get(name), {k: v for k, v in section.items() if k != "name"}, key)
+
+    def build(self, section: dict, *parts: Any) -> Any:
+        """The part that a checked section names, given the runtime objects it works with and its options."""
+        make = self.get(section["name"])
+        return make(*parts, **read_options(make, {k: v for k, v in section.items() if k != "name"}))
+
+    def _fill(self) -> None:
+        home = importlib.import_module(self.home)
+        for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+            importlib.import_module(f"{self.home}.{module.name}")
+
+
+def unknown(key: str, given: Any, allowed: Iterable[str], noun: str = "values") -> str:
+    """One line about a word that is not among the allowed ones, with the nearest of them."""
+    allowed = sorted(allowed)
+    near = get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{key}={given}: no such {noun.rstrip('s')}.{hint} Allowed {noun}: {', '.join(allowed)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options against annotations
+
+
+@cache
+def schema(make: Callable) -> dict[str, Any]:
+    """Option name -> annotation, of what may be given to `make` from the configuration."""
+    target = make.__init__ if inspect.isclass(make) and not is_dataclass(make) else make
+    if is_dataclass(make):
+        hints = get_type_hints(make, include_extras=True)
+        return {field.name: hints[field.name] for field in fields(make)}
+    hints = get_type_hints(target, include_extras=True)
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str]:
+    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range."""
+    known, problems = schema(make), []
+    prefix = f"{key}." if key else ""
+    for name, value in options.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+            problems.append(f"{prefix}{name}={value}: unknown key.{hint} Allowed keys: {', '.join(sorted(known))}")
+        else:
+            problems += check_value(value, known[name], f"{prefix}{name}")
+    problems += [f"{prefix}{name}: missing; give {prefix}{name}=..." for name in known if name not in options]
+    return problems
+
+
+def check_value(value: Any, annotation: Any, key: str) -> list[str]:
+    """Problems of one value."""
+    if value == MISSING:
+        return [f"{key}: missing; give {key}=..."]
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return []
+    if origin is Annotated:
+        if isinstance(inner[1], Registry):
+            return inner[1].check(value, key)
+        problems = check_value(value, inner[0], key)
+        if not problems and value is not None and not inner[1].allows(value):
+            problems = [f"{key}={value}: must lie in {inner[1].interval}"]
+        return problems
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return []
+        options = [check_value(value, option, key) for option in inner if option is not type(None)]
+        nearest = min(options, key=len)
+        return nearest if len(options) == 1 or not nearest else [f"{key}={value}: must be {_describe(annotation)}"]
+    if origin is Literal:
+        return [] if value in inner else [unknown(key, value, map(str, inner))]
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            return [f"{key}={value}: must be {_describe(annotation)}"]
+        if origin is tuple and inner[-1] is not Ellipsis:
+            if len(value) != len(inner):
+                return [f"{key}={list(value)}: must be {_describe(annotation)}"]
+            kinds = inner
+        else:
+            kinds = [inner[0]] * len(value)
+        pairs = zip(value, kinds, strict=True)
+        return [problem for i, (item, kind) in enumerate(pairs) for problem in check_value(item, kind, f"{key}[{i}]")]
+    if is_dataclass(annotation):
+        if not isinstance(value, dict):
+            return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
+        return check_options(annotation, value, key)
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        dict: isinstance(value, dict),
+    }[annotation]
+    return [] if fits else [f"{key}={value}: must be {_describe(annotation)}"]
+
+
+def _describe(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return f"{_describe(inner[0])} in {inner[1].interval}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is list or (origin is tuple and inner[-1] is Ellipsis):
+        return f"a list, each item {_describe(inner[0])}"
+    if origin is tuple:
+        return f"a list of {len(inner)}: " + "; ".join(map(_describe, inner))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def read_options(make: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    """Checked plain values as their annotations want them: tuples for lists, dataclasses for sections."""
+    known = schema(make)
+    return {name: _read(value, known[name]) for name, value in options.items()}
+
+
+def _read(value: Any, annotation: Any) -> Any:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if value is None or annotation is Any:
+        return value
+    if origin is Annotated:
+        return value if isinstance(inner[1], Registry) else _read(value, inner[0])
+    if origin in (Union, types.UnionType):
+        fitting = [option for option in inner if option is not type(None) and not check_value(value, option, "")]
+        return _read(value, fitting[0])
+    if origin in (list, tuple):
+        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
+        return tuple(_read(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if is_dataclass(annotation):
+        return annotation(**read_options(annotation, value))
+    return float(value) if annotation is float else value

@@ -1,0 +1,28 @@
+"""What a run does: one readable program each.
+
+A task is a dataclass of its options, which the configuration section of its name fills, and a call.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from vidssl.build import Run
+from vidssl.registry import Registry
+
+TASKS = Registry("task", "vidssl.tasks")
+
+
+class Task:
+    splits: ClassVar[tuple[str, ...]] = ()  # of the data set that it reads
+    labelled: ClassVar[bool] = False  # whether it needs classes
+    starts_from: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"
+    leaves: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"  # for the next task of the chain
+
+    def problems(self) -> list[str]:
+        """What contradicts itself among the options, a line each."""
+        return []
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """The task's final figures, the most telling first. Sets run.checkpoint to what it leaves."""
+        raise NotImplementedError

@@ -1,0 +1,67 @@
+"""Train a backbone without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidssl import build
+from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
+from vidssl.clips import Batch
+from vidssl.data.dataset import collate
+from vidssl.engine.checkpoint import save_backbone
+from vidssl.learner import Learner
+from vidssl.tasks import TASKS, Task
+
+
+@TASKS.register("pretrain")
+@dataclass(frozen=True)
+class Pretrain(TrainOptions, ClipOptions, Task):
+    augmentation: Augmentation
+
+    splits = ("train",)
+    leaves = "backbone"
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        learner = build.method(run, self.augmentation)
+        loader = build.training_loader(run, learner.plan, self.augmentation.crop, self, self.batch_size)
+        trainer = build.trainer(run, "pretrain", learner, self, file=run.state_file("pretrain"))
+        every = run.config["trainer"]["pictures_every"]
+
+        def show(epoch: int, step: int) -> dict[str, float]:
+            if every and epoch % every == 0 and run.log.is_main:
+                self.show(run, learner, collate([loader.dataset[epoch, i] for i in range(4)])[0], step)
+            return {}
+
+        show(0, 0)
+        trainer.fit(loader, show)
+        if run.log.is_main:
+            save_backbone(run.output / "backbone.safetensors", learner.backbone, run.config["backbone"])
+        run.checkpoint = str(run.state_file("pretrain"))
+        return trainer.last_scalars()
+
+    @torch.no_grad()
+    def show(self, run: Run, learner: Learner, batch: Batch | None, step: int) -> None:
+        """What the network gets to see, as a picture."""
+        if batch is None:
+            return
+        torch.manual_seed(run.seed)
+        batch = batch.to(run.device)
+        learner.to(run.device)
+        for name, clip in learner.pictures(batch).items():
+            run.log.picture("pretrain", name, step, contact_sheet(clip))
+        for name, view in learner.views(batch)._asdict().items():
+            if isinstance(view, Tensor) and view.ndim == 5:
+                clip = view * learner.augment.std + learner.augment.mean
+                run.log.picture("pretrain", f"input-{name}", step, contact_sheet(clip))
+
+
+def contact_sheet(clip: Tensor, frames: int = 6) -> np.ndarray:
+    """A row for each video, frames from left to right. [B, 3, T, S, S] in [0, 1] -> uint8 [B * S, frames * S, 3]."""
+    b, _, t, h, _ = clip.shape
+    chosen = clip[:, :, torch.linspace(0, t - 1, min(frames, t)).long()]
+    sheet = chosen.permute(0, 3, 2, 4, 1).reshape(b * h, -1, 3)
+    return (sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()

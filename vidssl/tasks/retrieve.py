@@ -1,0 +1,98 @@
+"""Nearest neighbours: retrieval and the k-nearest-neighbour vote. Nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vidssl import build
+from vidssl.build import Augmentation, ClipOptions, Run
+from vidssl.evaluation.classifier import pooled
+from vidssl.evaluation.metrics import accuracy, knn, motion_preference, recall
+from vidssl.registry import Count, Positive
+from vidssl.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Neighbours(ClipOptions, Task):
+    clips: Count
+    augmentation: Augmentation
+    batch_size: Count
+
+    splits = ("train", "test")
+    labelled = True
+    starts_from = "backbone"
+
+    def extractor(self, run: Run, *, unit: bool):
+        """split -> {value [N, C], label, index} of its videos."""
+        backbone = build.backbone(run).to(run.device).eval()
+
+        def extract(split: str) -> dict[str, Tensor]:
+            return build.features(
+                run,
+                lambda clip: pooled(backbone, clip, unit=unit),
+                self,
+                self.clips,
+                self.augmentation,
+                self.batch_size,
+                split,
+            )
+
+        return extract
+
+
+@TASKS.register("retrieve")
+@dataclass(frozen=True)
+class Retrieve(Neighbours):
+    """Test videos query the training videos.
+
+    Figures are recalls R@k, and uncentered_R@k (or centered_R@k) for the other way of centering; with counterfactual
+    splits motion_preference, too.
+    """
+
+    unit_clips: bool
+    centered: bool
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        extract = self.extractor(run, unit=self.unit_clips)
+        gallery, queries = extract("train"), extract("test")
+        found = {}
+        for prefix, centered in (
+            ("", self.centered),
+            ("uncentered_" if self.centered else "centered_", not self.centered),
+        ):
+            figures = recall(queries["value"], queries["label"], gallery["value"], gallery["label"], centered=centered)
+            found |= {prefix + name: value for name, value in figures.items()}
+        if build.has_split(run, "test_cf"):
+            same_motion, same_background = extract("test_swap"), extract("test_cf")
+            found["motion_preference"] = motion_preference(
+                queries["value"], same_motion["value"], same_background["value"]
+            )
+        return found
+
+
+@TASKS.register("knn")
+@dataclass(frozen=True)
+class Knn(Neighbours):
+    k: Count
+    temperature: Positive
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        extract = self.extractor(run, unit=False)
+        gallery = extract("train")
+        classes = len(build.listing(run, "train").classes)
+        found = {}
+        for prefix, split in (("", "test"), ("swap_", "test_swap")):
+            if split == "test" or build.has_split(run, split):
+                queries = extract(split)
+                scores = knn(
+                    queries["value"],
+                    gallery["value"],
+                    gallery["label"],
+                    classes,
+                    k=self.k,
+                    temperature=self.temperature,
+                )
+                found |= {prefix + name: value for name, value in accuracy(scores, queries["label"]).items()}
+        return found
