@@ -248,17 +248,15 @@ def _score(config: dict[str, Any], result: dict[str, Any], names: list[str]) -> 
 
 def _plan(config: dict[str, Any], names: list[str], output: Path) -> None:
     """What would run, for check_only."""
-    from vidssl import build
-    from vidssl.build import Run
+    from vidssl.build import read_listing
 
-    run = Run(config, output, None, None)
     parts = " ".join(f"{key}={config[key]['name']}" for key in ("method", "backbone", "dataset"))
     print(f"The configuration is sound: {parts}, seed {config['seed']}, {config['devices'] * config['nodes']} rank(s)")
     for name in names:
         section = config[name]
         line = f"  {name}"
         if "epochs" in section:
-            videos = len(build.listing(run, "train").videos)
+            videos = len(read_listing(config["dataset"], "train").videos)
             steps = videos // section["batch_size"] * section["epochs"]
             steps = steps if section["max_steps"] is None else min(steps, section["max_steps"])
             line += f": {videos} videos, batches of {section['batch_size']}, {section['epochs']} epochs, {steps} steps"

@@ -138,15 +138,14 @@ def data_options(run: Run) -> DataOptions:
 
 
 def listing(run: Run, split: str) -> Listing:
+    """The videos of a split and their labels, as the data set's files say."""
     if split not in run.listings:
-        section = run.config["dataset"]
-        run.listings[split] = SOURCES.get(section["name"])(split, **_source_options(section))
+        run.listings[split] = read_listing(run.config["dataset"], split)
     return run.listings[split]
 
 
-def _source_options(section: dict) -> dict[str, Any]:
-    make = SOURCES.get(section["name"])
-    return read_options(make, {key: value for key, value in section.items() if key != "name"})
+def read_listing(section: dict, split: str) -> Listing:
+    return SOURCES.build(section, split)
 
 
 def has_split(run: Run, split: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
-from vidssl.build import UNTRAINED, Run
+from vidssl.build import UNTRAINED
 from vidssl.data.loader import DataOptions
 from vidssl.data.sources import SOURCES
 from vidssl.engine.checkpoint import find_checkpoint, load_backbone, load_weights
@@ -133,15 +132,15 @@ def _whose(config: dict[str, Any], task: str, key: str) -> str:
 
 def _data(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
     """Whether the data set is there and has what the tasks read."""
-    problems = []
-    run = Run(config, Path(), None, torch.device("cpu"))
+    problems, listings = [], {}
     for key, task in tasks.items():
         for split in task.splits:
             try:
-                listing = build.listing(run, split)
+                listing = listings.get(split) or build.read_listing(config["dataset"], split)
             except ConfigError as error:
                 problems += error.problems
                 continue
+            listings[split] = listing
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +64,14 @@ class Order:
             yield [(self.epoch, index) for index in own]
 
 
+@contextmanager
+def _as_many_workers_as_asked() -> Iterator[None]:
+    """torch warns where there are more workers than processors; their number is the user's choice."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+
+
 class ClipLoader:
     """Loads batches with worker processes; says how many videos could not be read and which.
 
@@ -88,16 +98,17 @@ class ClipLoader:
             len(dataset), batch_size, seed=dataset.seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
         )
         self.damaged: dict[int, str] = {}
-        self.loader = DataLoader(
-            dataset,
-            batch_sampler=self.order,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            prefetch_factor=prefetch if workers > 0 else None,
-            generator=torch.Generator(),  # leaves the default one alone
-        )
+        with _as_many_workers_as_asked():
+            self.loader = DataLoader(
+                dataset,
+                batch_sampler=self.order,
+                num_workers=workers,
+                collate_fn=collate,
+                pin_memory=pin,
+                persistent_workers=workers > 0,
+                prefetch_factor=prefetch if workers > 0 else None,
+                generator=torch.Generator(),  # leaves the default one alone
+            )
 
     def __len__(self) -> int:
         return len(self.order)
@@ -105,7 +116,9 @@ class ClipLoader:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `skip` on. Raises VideoError if too many videos are damaged."""
         self.order.epoch, self.order.skip = epoch, skip
-        for batch, failures in self.loader:
+        with _as_many_workers_as_asked():
+            batches = iter(self.loader)
+        for batch, failures in batches:
             for video, reason in failures:
                 self._count(video, reason)
             if batch is not None:

@@ -38,7 +38,7 @@ class VideoIndex:
     count  neither can be trusted: the file is decoded from its start, always, and the pictures are counted
     """
 
-    frames: int  # pictures that a plain decode loop returns
+    frames: int  # pictures that can be read: all that a plain decode loop returns
     numbering: str  # pts | vop | count
     times: tuple[int, ...] = ()  # pts: time stamps in order; only the first and the step where `even`
     even: bool = False
@@ -56,7 +56,7 @@ class VideoIndex:
     def number_of(self) -> dict[int, int]:
         """pts: time stamp -> number."""
         if not self.even:
-            return {time: number for number, time in enumerate(self.times)}
+            return {time: number for number, time in enumerate(self.times[: self.frames])}
         first, step = self.times
         return {first + number * step: number for number in range(self.frames)}
 
@@ -84,7 +84,8 @@ class VideoIndex:
 
     def to_row(self) -> dict:
         """Plain JSON values without what equals its default; `from_row` reverses it."""
-        return {key: value for key, value in asdict(self).items() if value != getattr(VideoIndex, key, None)}
+        changed = {key: value for key, value in asdict(self).items() if value != getattr(VideoIndex, key, None)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
     @classmethod
     def from_row(cls, row: dict) -> VideoIndex:
@@ -94,16 +95,16 @@ class VideoIndex:
 def probe(path: str | os.PathLike) -> VideoIndex:
     """Scan a file's packets and decode its first picture.
 
-    Raises VideoError if not one picture can be read. A file that is broken further on is returned with `damage`.
-    Streams whose packets do not tell the numbers are decoded whole, once.
+    Raises VideoError if not one picture can be read. A file that is broken further on is returned with `damage`. It and
+    streams whose packets do not tell the numbers are decoded whole, once.
     """
     with _Reader(path) as reader:
         index = reader.scan()
     if index.width == 0:
         raise VideoError(f"{path}: not one picture can be decoded ({index.damage or _first_failure(path)[1]})")
-    if index.numbering == "count":
+    if index.numbering == "count" or index.damage:
         frames, failure = _first_failure(path)
-        index = replace(index, frames=frames, damage=index.damage or failure)
+        index = replace(index, frames=frames, damage=index.damage or failure, variable_rate=False)  # not judged
     return index
 
 
@@ -150,7 +151,8 @@ def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) ->
     if not missing:
         return
     if not 0 <= missing[0] <= missing[-1] < index.frames:
-        raise IndexError(f"{path}: pictures {missing[0]} to {missing[-1]} wanted of 0 to {index.frames - 1}")
+        problem = f"{path}: pictures {missing[0]} to {missing[-1]} wanted of 0 to {index.frames - 1}"
+        raise VideoError(f"{problem}; damaged: {index.damage}") if index.damage else IndexError(problem)
     if index.numbering != "count":
         try:
             for number, frame in _jump(path, missing, index):

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_video
+from vidssl.clips import Batch, ClipPlan, View
+from vidssl.data.dataset import ClipDataset
+from vidssl.data.loader import ClipLoader, Order
+from vidssl.data.manifest import Listing, Video, read_manifest
+from vidssl.data.spatial import RandomResized
+from vidssl.data.video import VideoError, read_frames
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    for i in range(10):
+        make_video(root / f"{i}.mp4", 20 + i, size=(48, 64))
+    return root
+
+
+def dataset(root: Path, count: int = 10, **changes: object) -> ClipDataset:
+    files = Listing(root, [Video(f"{i}.mp4", i) for i in range(count)], [str(i) for i in range(count)])
+    crop = RandomResized(area=(0.3, 1.0), ratio=(0.75, 4 / 3), flip=0.5, antialias=True)
+    plan = ClipPlan(2, (View(0), View(1)))
+    return ClipDataset(read_manifest(files, window=16, drop=()), plan, crop, 8, 2, 32, 0, **changes)
+
+
+def loader(data: ClipDataset, **changes: object) -> ClipLoader:
+    options = {
+        "shuffle": True, "drop_last": True, "workers": 0, "prefetch": 2, "pin": False, "most_damaged": 0.5,
+        "report": lambda line: None,
+    }  # fmt: skip
+    return ClipLoader(data, 4, **{**options, **changes})
+
+
+def assert_equal(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_batches_have_the_promised_shapes(folder: Path) -> None:
+    batch = next(loader(dataset(folder)).epoch(0))
+    assert batch.clips.shape == (4, 2, 3, 8, 32, 32)
+    assert batch.clips.dtype == torch.uint8
+    assert batch.boxes.shape == (4, 2, 4)
+    assert batch.boxes.dtype == torch.float32
+    assert batch.label.dtype == batch.index.dtype == torch.int64
+    assert torch.equal(batch.label, batch.index)
+
+
+def test_neither_workers_nor_a_restart_change_a_clip(folder: Path) -> None:
+    plain = loader(dataset(folder))
+    two_epochs = [*plain.epoch(3), *plain.epoch(4)]
+    with_workers = loader(dataset(folder), workers=3)
+    assert_equal([*with_workers.epoch(3), *with_workers.epoch(4)], two_epochs)
+    fresh = loader(dataset(folder))
+    assert_equal([*fresh.epoch(3, skip=1), *fresh.epoch(4)], two_epochs[1:])
+
+
+def test_epochs_and_seeds_differ(folder: Path) -> None:
+    plain = loader(dataset(folder))
+    first, second = next(plain.epoch(0)), next(plain.epoch(1))
+    assert not torch.equal(first.index, second.index) or not torch.equal(first.clips, second.clips)
+
+
+def test_a_crop_shows_the_pixels_of_its_box(folder: Path) -> None:
+    data = dataset(folder)
+    crop = RandomResized(area=(1.0, 1.0), ratio=(0.75, 4 / 3), flip=1.0, antialias=True)
+    whole = ClipDataset(data.manifest, ClipPlan.uniform(1), crop, 8, 2, 48, 0)
+    item = whole[0, 2]
+    x0, y0, x1, y1 = item.boxes[0].tolist()
+    assert x0 > x1, "mirrored"
+    box = read_frames(folder / "2.mp4", range(0, 16, 2))[:, :, round(x1 * 64) : round(x0 * 64), :][:, :, ::-1]
+    assert (y0, y1) == (0.0, 1.0)
+    assert box.shape[2] == 64 or box.shape[1] == 48
+    found = item.clips[0].permute(1, 2, 3, 0).float()
+    shrunk = torch.nn.functional.interpolate(
+        torch.from_numpy(box.copy()).permute(0, 3, 1, 2).float(), (48, 48), mode="bilinear", antialias=True
+    ).permute(0, 2, 3, 1)
+    assert (found - shrunk).abs().max() <= 1.0
+
+
+@pytest.mark.parametrize(("count", "world"), [(10, 2), (24, 3), (9, 2)])
+def test_ranks_share_each_global_batch(count: int, world: int) -> None:
+    def order(rank: int, ranks: int, size: int) -> list:
+        return list(Order(count, size, seed=1, shuffle=True, drop_last=True, rank=rank, world=ranks))
+
+    parts = [order(rank, world, 2) for rank in range(world)]
+    whole = order(0, 1, 2 * world)
+    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole
+    assert len(whole) == count // (2 * world)
+
+
+def test_evaluation_sees_every_video_once_whatever_the_ranks() -> None:
+    for world in (1, 2, 3):
+        seen = []
+        for rank in range(world):
+            for batch in Order(11, 2, seed=0, shuffle=False, drop_last=False, rank=rank, world=world):
+                seen += [index for _, index in batch]
+        assert sorted(seen) == list(range(11))
+
+
+def damage(root: Path, names: list[int]) -> None:
+    """Break files after they were scanned, as time and disks do, without their stamps changing."""
+    for name in names:
+        path = root / f"{name}.mp4"
+        content = bytearray(path.read_bytes())
+        start = content.find(b"mdat") + 4
+        content[start : start + 1500] = b"\xff" * 1500
+        path.write_bytes(content)
+
+
+def test_a_damaged_video_is_named_once_and_replaced_by_a_fixed_other(tmp_path: Path) -> None:
+    for i in range(8):
+        make_video(tmp_path / f"{i}.mp4", 24, size=(48, 64))
+    data = dataset(tmp_path, 8)
+    damage(tmp_path, [3])
+    told: list[str] = []
+    plain = loader(data, report=told.append)
+    epochs = [list(plain.epoch(e)) for e in range(3)]
+    assert len(told) == 1
+    assert "3.mp4" in told[0]
+    assert "another video takes its place" in told[0]
+    assert list(plain.damaged) == [3]
+    assert all(3 not in batch.index.tolist() for epoch in epochs for batch in epoch)
+    again = loader(data, workers=2)
+    for e, epoch in enumerate(epochs):
+        assert_equal(list(again.epoch(e)), epoch)
+
+
+def test_evaluation_leaves_a_damaged_video_out(tmp_path: Path) -> None:
+    for i in range(6):
+        make_video(tmp_path / f"{i}.mp4", 24, size=(48, 64))
+    data = dataset(tmp_path, 6, replace=False)
+    damage(tmp_path, [0, 1, 2, 3])
+    batches = list(loader(data, shuffle=False, drop_last=False, most_damaged=0.9).epoch(0))
+    assert torch.cat([batch.index for batch in batches]).tolist() == [4, 5]
+
+
+def test_too_many_damaged_videos_end_the_run(tmp_path: Path) -> None:
+    for i in range(8):
+        make_video(tmp_path / f"{i}.mp4", 24, size=(48, 64))
+    data = dataset(tmp_path, 8)
+    damage(tmp_path, [0, 1, 2])
+    with pytest.raises(VideoError, match=r"of 8 videos turned out damaged, more than data.most_damaged=0.2"):
+        list(loader(data, most_damaged=0.2).epoch(0))

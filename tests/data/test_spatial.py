@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.conftest import moving_picture
+from vidssl.data.sampling import item_generator
+from vidssl.data.spatial import Box, Center, RandomResized, as_tensor, empty_clip, resize
+
+
+def crop(**changes: object) -> RandomResized:
+    return RandomResized(**{"area": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "antialias": True, **changes})
+
+
+def test_boxes_lie_inside_with_area_and_shape_in_range() -> None:
+    boxes = [crop().box(240, 320, 112, item_generator(0, 0, i)) for i in range(400)]
+    for box in boxes:
+        assert 0 <= box.top <= 240 - box.height
+        assert 0 <= box.left <= 320 - box.width
+        assert 0.19 < box.height * box.width / (240 * 320) <= 1
+        assert 0.74 < box.width / box.height < 1.36
+    mirrored = np.mean([box.mirrored for box in boxes])
+    assert 0.4 < mirrored < 0.6
+
+
+def test_shapes_are_uniform_in_the_logarithm_of_their_ratio() -> None:
+    boxes = [crop(area=(0.2, 0.3)).box(1000, 1000, 112, item_generator(0, 0, i)) for i in range(500)]
+    wide = np.mean([box.width > box.height for box in boxes])
+    assert 0.44 < wide < 0.56
+
+
+def test_a_frame_that_no_box_fits_gives_its_largest_central_one() -> None:
+    box = crop(area=(0.9, 1.0)).box(20, 400, 112, item_generator(0, 0, 0))
+    assert (box.height, box.top) == (20, 0)
+    assert box.width == round(20 * 4 / 3)
+    assert box.left == (400 - box.width) // 2
+
+
+@pytest.mark.parametrize(("side", "start"), [(171, 30), (113, 0), (112, 0), (240, 64)])
+def test_native_center_is_the_releases_with_half_rounded_to_even(side: int, start: int) -> None:
+    box = Center(resize_short="native", antialias=True).box(side, side, 112, item_generator(0, 0, 0))
+    assert box == Box(start, start, 112, 112)
+
+
+def test_native_center_refuses_frames_that_are_too_small() -> None:
+    with pytest.raises(ValueError, match="64 x 48 has no 112 x 112"):
+        Center(resize_short="native", antialias=True).box(48, 64, 112, item_generator(0, 0, 0))
+
+
+def test_auto_center_is_seven_eighths_of_the_short_side() -> None:
+    box = Center(resize_short="auto", antialias=True).box(256, 340, 112, item_generator(0, 0, 0))
+    assert (box.height, box.width) == (224, 224)
+    whole = Center(resize_short=32, antialias=True).box(64, 64, 32, item_generator(0, 0, 0))
+    assert whole == Box(0, 0, 64, 64)
+
+
+def test_box_shares_tell_where_a_crop_was_and_whether_mirrored() -> None:
+    assert Box(10, 20, 30, 40).shares(100, 200) == (0.1, 0.1, 0.3, 0.4)
+    assert Box(10, 20, 30, 40, mirrored=True).shares(100, 200) == (0.3, 0.1, 0.1, 0.4)
+
+
+def test_cut_mirrors() -> None:
+    picture = moving_picture(3)
+    plain, mirrored = (Box(5, 6, 40, 50, flag).cut(picture) for flag in (False, True))
+    np.testing.assert_array_equal(plain, picture[5:45, 6:56])
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_resizing_bytes_is_within_one_gray_level_of_resizing_floats(antialias: bool) -> None:
+    """The papers resize floats; whole gray levels up to the device cost one rounding."""
+    box = Box(0, 0, 90, 120)
+    clip = empty_clip(4, box)
+    clip[:] = np.random.default_rng(0).integers(0, 256, clip.shape)
+    found = resize(as_tensor(clip), 56, 56, antialias=antialias)
+    exact = F.interpolate(as_tensor(clip).float(), (56, 56), mode="bilinear", antialias=antialias)
+    assert found.dtype == torch.uint8
+    assert (found.float() - exact).abs().max() <= 1.0
+    assert (found.float() - exact).abs().mean() < 0.35
