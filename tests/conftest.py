@@ -34,7 +34,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def fill(key: str, shape: Sequence[int]) -> torch.Tensor:
-    """The rule by which golden networks are filled from the names in the official checkpoints (golden/moco/README.md)."""
+    """The rule that fills golden networks from the names in the official checkpoints (golden/moco/README.md)."""
     z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(shape))
     leaf = key.rsplit(".", 1)[-1]
     if leaf == "running_var":
@@ -175,9 +175,16 @@ def read_lines(file: Path) -> list[dict]:
 
 
 SMALL = (  # the smallest run of the default chain
-    "dataset.train_videos=16", "dataset.test_videos=12", "pretrain.batch_size=8", "linear.epochs=3", "linear.batch_size=8",
-    "backbone.width=4", "data.workers=0", "data.processes=1", "trainer.log_every=1",
-)  # fmt: skip
+    "dataset.train_videos=16",
+    "dataset.test_videos=12",
+    "pretrain.batch_size=8",
+    "linear.epochs=3",
+    "linear.batch_size=8",
+    "backbone.width=4",
+    "data.workers=0",
+    "data.processes=1",
+    "trainer.log_every=1",
+)
 
 
 @pytest.fixture(scope="session")
@@ -189,5 +196,3 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def small(rendered: str) -> list[str]:
     return [*SMALL, f"dataset.root={rendered}"]
-
-

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_ranks_share_each_global_batch(count: int, world: int) -> None:
 
     parts = [order(rank, world, 2) for rank in range(world)]
     whole = order(0, 1, 2 * world)
-    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole
+    assert [list(chain(*batch)) for batch in zip(*parts, strict=True)] == whole
     assert len(whole) == count // (2 * world)
 
 

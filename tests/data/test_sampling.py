@@ -36,7 +36,7 @@ def test_a_clip_spans_stride_times_frames_and_stays_inside() -> None:
     for i in range(50):
         numbers = frame_numbers(PAIR, 40, 16, 2, item_generator(1, 2, i))
         assert (np.diff(numbers, axis=1) == 2).all()
-        assert 0 <= numbers.min()
+        assert numbers.min() >= 0
         assert numbers.max() <= 38
 
 

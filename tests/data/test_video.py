@@ -97,7 +97,9 @@ def test_files_without_frame_counts_or_indices(tmp_path: Path) -> None:
     assert_exact(make_video(tmp_path / "fragmented.mp4", muxer=fragmented, g="20"))
 
 
-def test_far_pictures_are_reached_by_seeking_and_near_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_pictures_are_reached_by_seeking_and_near_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("long.mp4", "long.ts", "long.mkv"):
         path = make_video(tmp_path / name, 700, size=(48, 64), g="50")
         index, expected = probe(path), plainly(path)

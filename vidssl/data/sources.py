@@ -161,7 +161,7 @@ def listed(
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]  # names may begin with "#"
 
 
 def _class_of(name: str) -> str:
