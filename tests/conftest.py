@@ -122,7 +122,7 @@ class Launched:
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["vidssl.check", "vidssl.app", "vidssl.command", "vidssl.tasks.report", "kornia", "torch.utils.tensorboard"]
+    ["vidssl.check", "vidssl.app", "vidssl.command", "vidssl.tasks.report", "torch._dynamo", "torch.utils.tensorboard"]
 )
 
 
@@ -174,25 +174,24 @@ def read_lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-SMALL = (  # the smallest run of the default chain
+DATA = (  # the smallest synthetic data set
     "dataset.train_videos=16",
     "dataset.test_videos=12",
-    "pretrain.batch_size=8",
-    "linear.epochs=3",
-    "linear.batch_size=8",
     "backbone.width=4",
     "data.workers=0",
     "data.processes=1",
     "trainer.log_every=1",
 )
+PRETRAIN = ("pretrain.batch_size=8",)
+LINEAR = ("linear.epochs=3", "linear.batch_size=8")
 
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The synthetic videos of SMALL runs, rendered once a session."""
+    """The synthetic videos of small runs, rendered once a session."""
     return str(tmp_path_factory.mktemp("synthetic"))
 
 
 @pytest.fixture
 def small(rendered: str) -> list[str]:
-    return [*SMALL, f"dataset.root={rendered}"]
+    return [*DATA, f"dataset.root={rendered}"]

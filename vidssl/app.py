@@ -6,7 +6,6 @@ torch is imported only when there is work, so that questions about the configura
 from __future__ import annotations
 
 import fcntl
-import gc
 import json
 import os
 import platform
@@ -100,7 +99,7 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
                         run.checkpoint = str(run.state_file(name))
                     continue
                 if not run.state_file(name).exists():
-                    log.rewind(begun.get(name, log.position()))
+                    log.rewind(begun.get(name, {}).get("metrics", log.position()))
                 _note_task(log, folder, name, log.position())
                 options = TASKS.get(name)(**read_options(task, config[name]))
                 started, cpu = time.monotonic(), _cpu_seconds()
@@ -284,7 +283,6 @@ def _now() -> str:
 
 def _cpu_seconds() -> float:
     """Of this process and of its finished children, such as loader workers."""
-    gc.collect()  # ends workers that nobody uses any more
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -218,8 +218,7 @@ def _loader(
     return ClipLoader(
         dataset,
         size,
-        shuffle=training,
-        drop_last=training,
+        training=training,
         workers=options.workers,
         prefetch=options.prefetch,
         pin=run.device.type == "cuda",

@@ -98,7 +98,8 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
     """Clips against the backbone's strides, batches against ranks."""
     problems = []
     name = config["backbone"]["name"]
-    time, space = BACKBONES.get(name).strides
+    with torch.device("meta"):  # no memory, no weights
+        time, space = BACKBONES.build(config["backbone"]).strides
     ranks = config["devices"] * config["nodes"]
     parts = ranks * config["trainer"]["accumulate"]
     for key, task in tasks.items():

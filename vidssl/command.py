@@ -31,31 +31,34 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
     register_resolvers()
-    words = sys.argv[1:]
+    _failures.clear()
     try:
-        sys.argv[1:] = expand(words, home)
+        sys.argv[1:] = expand(sys.argv[1:], home)
         main()
     except (HydraException, OmegaConfBaseException) as error:
         problems = explain(sys.argv[1:], home) or [str(error)]
         return _refuse(problems)
-    except Exception as error:
-        return _failed(error)
-    return DONE
+    for overrides, error in _failures:
+        if len(_failures) > 1:
+            print(f"failed: {' '.join(overrides)}", file=sys.stderr)
+        _tell(error)
+    return max((_status(error) for _, error in _failures), key=(DONE, WRONG, FAILED).index, default=DONE)
 
 
-def _failed(error: Exception) -> int:
+_failures: list[tuple[list[str], Exception]] = []  # jobs of this command that did not end well
+
+
+def _status(error: Exception) -> int:
     from vidssl.data.video import VideoError
-    from vidssl.distributed import Stopped
 
-    if isinstance(error, ConfigError):
-        return _refuse(error.problems)
-    if isinstance(error, VideoError):
-        return _refuse([str(error)])
-    if isinstance(error, Stopped):
-        print(error, file=sys.stderr)
-        return STOPPED
-    traceback.print_exception(error)
-    return FAILED
+    return WRONG if isinstance(error, (ConfigError, VideoError)) else FAILED
+
+
+def _tell(error: Exception) -> None:
+    if _status(error) == FAILED:
+        traceback.print_exception(error)
+    else:
+        _refuse(getattr(error, "problems", [str(error)]))
 
 
 def _refuse(problems: list[str]) -> int:
@@ -68,7 +71,27 @@ def application(cfg: DictConfig) -> float | None:
     from vidssl.app import main
 
     hydra = HydraConfig.get()
-    return main(cfg, Path(hydra.runtime.output_dir), sys.argv, list(hydra.overrides.task))
+    output, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    try:
+        return main(cfg, output, sys.argv, overrides)
+    except Exception as error:
+        if type(error).__name__ == "Stopped":  # of vidssl.distributed; a sweep ends here, too
+            print(error, file=sys.stderr)
+            raise SystemExit(STOPPED) from None
+        _failures.append((overrides, error))  # Hydra would end a sweep at its first failure
+        return None
+    finally:
+        _remove_if_empty(output)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes a run's folder before anybody has looked at the configuration."""
+    here = Path.cwd()
+    while folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+        if here not in folder.parents:
+            return
 
 
 def register_resolvers() -> None:

@@ -36,13 +36,13 @@ def gather(part: Tensor) -> Tensor:
     return parts
 
 
-def gather_ragged(part: Tensor) -> Tensor:
-    """As `gather`, for tensors that differ in length, on the CPU."""
+def gather_lists(own: list[Tensor]) -> list[Tensor]:
+    """The ranks' lists of CPU tensors, of any lengths, one after the other."""
     if world() == 1:
-        return part
-    parts: list[Tensor | None] = [None] * world()
-    dist.all_gather_object(parts, part)
-    return torch.cat(parts)
+        return own
+    lists: list[list[Tensor]] = [[] for _ in range(world())]
+    dist.all_gather_object(lists, own)
+    return [part for each in lists for part in each]
 
 
 def own_rows(whole: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ def _as_rank(work: Callable[..., Any], accelerator: str, arguments: tuple) -> An
 def seed_step(seed: int, step: int) -> None:
     """Make torch's draws a function of (seed, step, rank), so that any step is a place to start again."""
     state = (seed * 1_000_003 + step) * 1_000_003 + rank()
-    torch.manual_seed(state % 2**63)
+    torch.default_generator.manual_seed(state % 2**63)  # torch.manual_seed costs a millisecond where there is no GPU
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(state % 2**63)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def dataset(root: Path, count: int = 10, **changes: object) -> ClipDataset:
 
 def loader(data: ClipDataset, **changes: object) -> ClipLoader:
     options = {
-        "shuffle": True, "drop_last": True, "workers": 0, "prefetch": 2, "pin": False, "most_damaged": 0.5,
+        "training": True, "workers": 0, "prefetch": 2, "pin": False, "most_damaged": 0.5,
         "report": lambda line: None,
     }  # fmt: skip
     return ClipLoader(data, 4, **{**options, **changes})
@@ -89,7 +89,7 @@ def test_a_crop_shows_the_pixels_of_its_box(folder: Path) -> None:
 @pytest.mark.parametrize(("count", "world"), [(10, 2), (24, 3), (9, 2)])
 def test_ranks_share_each_global_batch(count: int, world: int) -> None:
     def order(rank: int, ranks: int, size: int) -> list:
-        return list(Order(count, size, seed=1, shuffle=True, drop_last=True, rank=rank, world=ranks))
+        return list(Order(count, size, seed=1, training=True, rank=rank, world=ranks))
 
     parts = [order(rank, world, 2) for rank in range(world)]
     whole = order(0, 1, 2 * world)
@@ -101,7 +101,7 @@ def test_evaluation_sees_every_video_once_whatever_the_ranks() -> None:
     for world in (1, 2, 3):
         seen = []
         for rank in range(world):
-            for batch in Order(11, 2, seed=0, shuffle=False, drop_last=False, rank=rank, world=world):
+            for batch in Order(11, 2, seed=0, training=False, rank=rank, world=world):
                 seen += [index for _, index in batch]
         assert sorted(seen) == list(range(11))
 
@@ -139,7 +139,7 @@ def test_evaluation_leaves_a_damaged_video_out(tmp_path: Path) -> None:
         make_video(tmp_path / f"{i}.mp4", 24, size=(48, 64))
     data = dataset(tmp_path, 6, replace=False)
     damage(tmp_path, [0, 1, 2, 3])
-    batches = list(loader(data, shuffle=False, drop_last=False, most_damaged=0.9).epoch(0))
+    batches = list(loader(data, training=False, most_damaged=0.9).epoch(0))
     assert torch.cat([batch.index for batch in batches]).tolist() == [4, 5]
 
 

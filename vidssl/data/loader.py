@@ -32,36 +32,37 @@ class DataOptions:
 
 
 class Order:
-    """Batches of (epoch, index) for one rank: all ranks' slices make up the global batch."""
+    """Batches of (epoch, index) for one rank.
 
-    def __init__(
-        self, count: int, batch_size: int, *, seed: int, shuffle: bool, drop_last: bool, rank: int, world: int
-    ):
-        self.count, self.batch_size, self.seed, self.shuffle, self.drop_last = (
-            count,
-            batch_size,
-            seed,
-            shuffle,
-            drop_last,
-        )
+    In training the ranks' slices make up each global batch, and what is left over is dropped. In evaluation the ranks
+    take turns, so that each video is seen once.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, training: bool, rank: int = 0, world: int = 1):
+        self.count, self.batch_size, self.seed, self.training = count, batch_size, seed, training
         self.rank, self.world = rank, world
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        whole = self.batch_size * self.world
-        return self.count // whole if self.drop_last else -(-self.count // whole)
+        if self.training:
+            return self.count // (self.batch_size * self.world)
+        return -(-len(range(self.rank, self.count, self.world)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = range(self.count)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.count, generator=generator).tolist()
-        whole = self.batch_size * self.world
+        size = self.batch_size
+        order = self.permutation() if self.training else []
         for batch in range(self.skip, len(self)):
-            part = order[batch * whole : (batch + 1) * whole]
-            own = part[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+            if self.training:
+                start = (batch * self.world + self.rank) * size
+                own = order[start : start + size]
+            else:
+                own = range(self.rank, self.count, self.world)[batch * size : (batch + 1) * size]
             yield [(self.epoch, index) for index in own]
+
+    def permutation(self) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.count, generator=generator).tolist()
 
 
 @contextmanager
@@ -83,8 +84,7 @@ class ClipLoader:
         dataset: ClipDataset,
         batch_size: int,
         *,
-        shuffle: bool,
-        drop_last: bool,
+        training: bool,
         workers: int,
         prefetch: int,
         pin: bool,
@@ -94,9 +94,7 @@ class ClipLoader:
         world: int = 1,
     ):
         self.dataset, self.most_damaged, self.report = dataset, most_damaged, report
-        self.order = Order(
-            len(dataset), batch_size, seed=dataset.seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
-        )
+        self.order = Order(len(dataset), batch_size, seed=dataset.seed, training=training, rank=rank, world=world)
         self.damaged: dict[int, str] = {}
         with _as_many_workers_as_asked():
             self.loader = DataLoader(

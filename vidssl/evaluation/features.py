@@ -24,8 +24,10 @@ def per_video(answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], devi
         values.append(each.view(*clips.shape[:2], -1).mean(dim=1).cpu())
         labels.append(batch.label)
         indices.append(batch.index)
-        distributed.stop_if_asked()
-    found = {"value": torch.cat(values), "label": torch.cat(labels), "index": torch.cat(indices)}
-    found = {name: distributed.gather_ragged(part) for name, part in found.items()}
+        if distributed.world() == 1:  # ranks have different numbers of batches and cannot agree in between
+            distributed.stop_if_asked()
+    distributed.stop_if_asked()
+    own = {"value": values, "label": labels, "index": indices}
+    found = {name: torch.cat(distributed.gather_lists(parts)) for name, parts in own.items()}
     order = found["index"].argsort()
     return {name: part[order] for name, part in found.items()}

@@ -64,7 +64,7 @@ class Embedder(nn.Module):
 
 
 def embed(network: nn.Module, clip: Tensor) -> Tensor:
-    """Unit float32 [B, D], also where autocast lets the network answer in half precision."""
+    """Unit float32 [B, D], also where the network answers in half precision."""
     return F.normalize(network(clip).float(), dim=1)
 
 

@@ -220,11 +220,11 @@ def save_classifier(run: Run, task: str, classifier: Classifier) -> None:
 
 
 class FeatureLoader:
-    """Batches of extracted features in a new order each epoch, the last one smaller."""
+    """Batches of extracted features in a new order each epoch; the same on all ranks."""
 
     def __init__(self, features: Tensor, label: Tensor, batch_size: int, seed: int):
         self.features, self.label = features, label
-        self.order = Order(len(label), batch_size, seed=seed, shuffle=True, drop_last=False, rank=0, world=1)
+        self.order = Order(len(label), min(batch_size, len(label)), seed=seed, training=True)
 
     def __len__(self) -> int:
         return len(self.order)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import GOLDEN, fill
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.engine.checkpoint import (
+    load_backbone,
+    load_state,
+    load_weights,
+    save_backbone,
+    save_state,
+    write_atomically,
+)
+from vidssl.registry import ConfigError
+
+TINY = {"name": "tiny", "width": 4}
+
+
+def state(**changes: object) -> dict:
+    backbone = BACKBONES.build(TINY)
+    learner = {f"online.backbone.{key}": value for key, value in backbone.state_dict().items()}
+    learner["queue.keys"] = torch.zeros(3, 2)
+    config = {"backbone": TINY, "pretrain": {}}
+    return {"task": "pretrain", "config": config, "learner": learner, "backbone_prefix": "online.backbone.", **changes}
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    save_state(tmp_path / "a.pt", state())
+    loaded = load_state(tmp_path / "a.pt")
+    assert loaded["config"]["backbone"] == TINY
+    assert set(loaded["learner"]) == set(state()["learner"])
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    save_state(file, state())
+    before = file.read_bytes()
+
+    def interrupted(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(file, interrupted)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_states_of_other_versions_and_other_things_are_refused(tmp_path: Path) -> None:
+    torch.save({"format": 99, "learner": {}}, tmp_path / "future.pt")
+    with pytest.raises(ConfigError, match="format 99, this version reads 1"):
+        load_state(tmp_path / "future.pt")
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    torch.save(Evil(), tmp_path / "evil.pt")
+    with pytest.raises(ConfigError, match="cannot be read without executing code"):
+        load_weights(tmp_path / "evil.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "future.pt").read_bytes()[:100])
+    with pytest.raises(ConfigError, match="damaged"):
+        load_weights(tmp_path / "cut.pt")
+    torch.save({"state_dict": {"a": 1}}, tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match="no state_dict of tensors"):
+        load_weights(tmp_path / "other.pt")
+    assert not Path("executed").exists()
+    with pytest.raises(ConfigError, match="no such file"):
+        load_weights(tmp_path / "nowhere.pt")
+
+
+def test_a_backbone_comes_back_from_state_folder_and_safetensors(tmp_path: Path) -> None:
+    saved = state()
+    save_state(tmp_path / "last.pt", saved)
+    source = BACKBONES.build(TINY)
+    source.load_state_dict(load_weights(tmp_path / "last.pt").backbone)
+    save_backbone(tmp_path / "backbone.safetensors", source, TINY)
+    for given in (tmp_path / "last.pt", tmp_path, tmp_path / "backbone.safetensors"):
+        weights = load_weights(given)
+        assert weights.section == TINY
+        target = BACKBONES.build(TINY)
+        report = load_backbone(weights, target)
+        assert report.matched == len(target.state_dict())
+        for key, value in target.state_dict().items():
+            assert torch.equal(value, saved["learner"][f"online.backbone.{key}"])
+    assert load_weights(tmp_path / "last.pt").ignored == ("queue.keys",)
+
+
+def test_weights_that_do_not_fit_are_never_loaded_silently(tmp_path: Path) -> None:
+    saved = state()
+    del saved["learner"]["online.backbone.layers.0.weight"]
+    saved["learner"]["online.backbone.extra"] = torch.zeros(1)
+    save_state(tmp_path / "a.pt", saved)
+    with pytest.raises(ConfigError, match=r"1 missing: layers.0.weight; 1 unexpected: extra"):
+        load_backbone(load_weights(tmp_path / "a.pt"), BACKBONES.build(TINY))
+    with pytest.raises(ConfigError, match="other shape"):
+        save_state(tmp_path / "b.pt", state())
+        load_backbone(load_weights(tmp_path / "b.pt"), BACKBONES.build({"name": "tiny", "width": 8}))
+
+
+# -- released checkpoints
+
+LAYOUTS = {"r2plus1d_18": "r2plus1d18", "I3D": "i3d"}
+
+
+def recorded(name: str) -> dict:
+    return json.loads((GOLDEN / "moco" / f"{name}.json").read_text())
+
+
+def filled(keys: list, prefix: str = "") -> dict[str, torch.Tensor]:
+    types = {"float32": torch.float32, "int64": torch.int64}
+    return {prefix + key: fill(key.removeprefix("module."), shape).to(types[dtype]) for key, shape, dtype in keys}
+
+
+@pytest.mark.parametrize("module", ["module.", ""])
+@pytest.mark.parametrize("arch", LAYOUTS)
+def test_a_released_pretraining_checkpoint_loads_completely(arch: str, module: str, tmp_path: Path) -> None:
+    layout = recorded(f"{arch}_keys")
+    entries = filled(layout["keys"])
+    if not module:
+        entries = {key.removeprefix("module."): value for key, value in entries.items()}
+    torch.save({"epoch": 200, "arch": arch, "state_dict": entries, "optimizer": {}}, tmp_path / "released.pth.tar")
+    weights, network = load_weights(tmp_path / "released.pth.tar"), BACKBONES.build({"name": LAYOUTS[arch]})
+    report = load_backbone(weights, network)
+    assert report.matched == len(network.state_dict())
+    assert not report.missing
+    assert not report.unexpected
+    assert not weights.classifier
+    heads = [key for key in weights.ignored if key.startswith("encoder_q.")]
+    assert len(heads) == 4, "the projection head, two layers"
+    others = [key for key in weights.ignored if not key.startswith("encoder_q.")]
+    assert {key.split(".")[0] for key in others} == {"encoder_k", "queue", "queue_ptr"}
+    assert len(weights.ignored) + report.matched == layout["n"]
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, entries[f"{module}encoder_q.{key}"])
+
+
+@pytest.mark.parametrize("arch", LAYOUTS)
+def test_a_released_fine_tuned_checkpoint_brings_its_classifier(arch: str, tmp_path: Path) -> None:
+    keys = recorded(f"{arch}_eval_keys")["keys"]
+    entries = filled(keys, "module.")
+    torch.save({"epoch": 150, "state_dict": entries, "best_acc1": 88.9}, tmp_path / "released.pth.tar")
+    weights, network = load_weights(tmp_path / "released.pth.tar"), BACKBONES.build({"name": LAYOUTS[arch]})
+    report = load_backbone(weights, network)
+    assert report.matched == len(network.state_dict())
+    assert set(weights.classifier) == {"weight", "bias"}
+    assert torch.equal(weights.classifier["weight"], entries["module.fc.weight"])
+    assert report.matched + 2 + len(weights.ignored) == len(keys)
+
+
+def test_a_released_checkpoint_without_a_layer_fails_loudly(tmp_path: Path) -> None:
+    entries = filled(recorded("r2plus1d_18_keys")["keys"])
+    del entries["module.encoder_q.layer3.1.conv2.0.3.weight"]
+    torch.save({"state_dict": entries}, tmp_path / "released.pth.tar")
+    with pytest.raises(ConfigError, match=r"1 missing: layer3.1.conv2.0.3.weight"):
+        load_backbone(load_weights(tmp_path / "released.pth.tar"), BACKBONES.build({"name": "r2plus1d18"}))

@@ -1,0 +1,118 @@
+"""Every YAML composes, and every file in conf/ is reached by something that tests compose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.conftest import HOME
+from vidssl.app import plain
+from vidssl.check import LAUNCHERS, check, task_names
+from vidssl.command import register_resolvers
+from vidssl.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
+    register_resolvers()
+
+
+def composed(*words: str) -> dict:
+    with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+        return plain(compose("config", list(words)))
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (HOME / "conf" / group).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def problems_without_data(config: dict) -> list[str]:
+    """Problems apart from data and checkpoints that are not here."""
+    return [p for p in check(config) if not p.startswith(("dataset.root", "checkpoint", "report.runs"))]
+
+
+CHOICES = [
+    (group, name)
+    for group in ("method", "backbone", "dataset", "task", "trainer", "launcher", "recipe", "experiment")
+    for name in options(group)
+]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
+    words = [f"{group}={name}"]
+    if (group, name) == ("backbone", "i3d"):
+        words.append("crop_size=64")
+    assert problems_without_data(composed(*words)) == []
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+@pytest.mark.parametrize("task", options("task"))
+def test_every_task_goes_with_every_data_set(dataset: str, task: str) -> None:
+    config = composed(f"dataset={dataset}", f"task={task}")
+    assert task_names(config) == [task]
+    assert problems_without_data(config) == []
+
+
+@pytest.mark.parametrize("group", ["optimizer", "schedule", "augmentation"])
+def test_every_part_of_a_task_goes_with_every_training_task(group: str) -> None:
+    for task in ("pretrain", "finetune", "linear"):
+        for name in options(group):
+            config = composed(f"task={task}", "dataset=folder", f"{group}@{task}.{group}={name}")
+            assert problems_without_data(config) == []
+
+
+def test_every_registered_part_has_a_file_of_its_name() -> None:
+    from vidssl.backbones.blocks import BACKBONES
+    from vidssl.data.sources import SOURCES
+    from vidssl.engine.optim import SCHEDULES
+    from vidssl.methods.contrast import METHODS
+    from vidssl.tasks import TASKS
+
+    rooms: dict[str, Registry] = {
+        "backbone": BACKBONES, "dataset": SOURCES, "method": METHODS, "task": TASKS, "schedule": SCHEDULES,
+        "launcher": LAUNCHERS,
+    }  # fmt: skip
+    for group, registry in rooms.items():
+        assert set(registry.names()) <= set(options(group)), group
+
+
+@pytest.mark.parametrize("file", sorted((HOME / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_sweep_composes_and_each_of_its_arms_is_sound(file: Path) -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+        config = compose("config", [f"sweeps={file.stem}"], return_hydra_config=True)
+    params = config.hydra.sweeper.params
+    assert config.hydra.mode.name == "MULTIRUN"
+    for key, values in params.items():
+        for value in str(values).split(","):
+            assert problems_without_data(composed(f"sweeps={file.stem}", f"{key}={value}")) == []
+
+
+def test_recipes_follow_the_data_set_and_can_be_chosen() -> None:
+    assert composed("method=moco")["method"]["contrast"]["queue"] == 0
+    assert composed("dataset=ucf101")["method"]["contrast"]["queue"] == 2048
+    assert composed("dataset=kinetics400")["method"]["contrast"]["queue"] == 65536
+    assert composed("dataset=kinetics400")["pretrain"]["optimizer"] == {
+        "name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
+    }  # fmt: skip
+    assert composed("recipe=paper")["method"]["contrast"]["momentum"] == 0.999
+    assert composed("recipe=paper")["crop_size"] == 112
+    assert composed("optimizer@pretrain.optimizer=sgd")["pretrain"]["optimizer"]["lr"] == 0.01
+
+
+def test_run_wide_clip_keys_reach_every_task_unless_it_sets_its_own() -> None:
+    config = composed("clip_frames=16", "crop_size=64", "linear.crop_size=32", "task=[pretrain,linear,knn]")
+    assert [config[task]["clip_frames"] for task in ("pretrain", "linear", "knn")] == [16, 16, 16]
+    assert [config[task]["crop_size"] for task in ("pretrain", "linear", "knn")] == [64, 32, 64]
+
+
+def test_tasks_run_in_the_order_in_which_they_are_named() -> None:
+    assert task_names(composed("task=[retrieve,pretrain,linear]")) == ["retrieve", "pretrain", "linear"]
+
+
+def test_a_data_set_whose_classes_have_sides_is_not_mirrored() -> None:
+    assert composed()["pretrain"]["augmentation"]["crop"]["flip"] == 0.0
+    assert composed("dataset=synthetic_scenes")["pretrain"]["augmentation"]["crop"]["flip"] == 0.5
