@@ -7,8 +7,8 @@ BIN := .venv/bin
 help:            ## these lines
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
 
-demo: .venv/ready ## MoCo against FAME on synthetic videos: who follows the background? (about 7 minutes on 2 cores)
-	$(BIN)/python launch.py sweeps=demo
+demo: .venv/ready ## MoCo against FAME on synthetic videos: who follows the background? (6 minutes on 2 cores)
+	$(BIN)/python launch.py sweeps=demo $(ARGS)
 
 test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow"

@@ -96,7 +96,8 @@ def backbone(run: Run) -> nn.Module:
     network = untrained_backbone(run)
     if run.checkpoint not in (None, UNTRAINED):
         for line in load_checkpoint(run, network).lines():
-            run.log.say(f"checkpoint {run.checkpoint}: {line}")
+            if run.checkpoint == run.config["checkpoint"]:  # not what a task of this run left
+                run.log.say(f"checkpoint {run.checkpoint}: {line}")
     return network
 
 

@@ -109,13 +109,13 @@ def _task_names(*, _root_: DictConfig) -> str:
 class SweepReport(Callback):
     """After many runs: one table of them all, with differences to one of its rows."""
 
-    def __init__(self, baseline: str | None = None):
-        self.baseline = baseline
+    def __init__(self, baseline: str | None = None, note: str = ""):
+        self.baseline, self.note = baseline, note
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from vidssl.tasks.report import show_report
 
-        show_report(Path(config.hydra.sweep.dir), self.baseline)
+        show_report(Path(config.hydra.sweep.dir), self.baseline, self.note)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,30 +6,36 @@ import base64
 import html
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from vidssl.build import Run
-from vidssl.registry import ConfigError
 from vidssl.tasks import TASKS, Task
 
-# Shown in this order, if there; all others are in each run's result.json
+
+class Column(NamedTuple):
+    title: str
+    meaning: str
+
+
+# Shown in this order where runs have them; all other figures are in each run's result.json
 COLUMNS = {
-    "linear.top1": "linear top-1",
-    "linear.swap_top1": "linear top-1, swapped background",
-    "finetune.top1": "fine-tuned top-1",
-    "test.top1": "test top-1",
-    "knn.top1": "kNN top-1",
-    "retrieve.R@1": "retrieval R@1",
-    "retrieve.R@5": "retrieval R@5",
-    "retrieve.motion_preference": "motion preference",
-    "cpu_seconds": "CPU seconds",
+    "linear.top1": Column("linear", "linear probe on the frozen backbone, top-1 on the test split"),
+    "linear.swap_top1": Column("linear, swapped", "the same on test videos whose background was replaced"),
+    "finetune.top1": Column("fine-tuned", "top-1 on the test split after training all layers"),
+    "test.top1": Column("test", "top-1 on the test split"),
+    "knn.top1": Column("kNN", "vote of the nearest training videos, top-1 on the test split"),
+    "retrieve.R@1": Column("R@1", "test videos whose nearest training video is of their class"),
+    "retrieve.motion_preference": Column(
+        "motion preference", "0: only the background counts for the features, 100: only the motion"
+    ),
+    "cpu_seconds": Column("CPU s", "processor seconds of the run"),
 }
 
 
@@ -40,10 +46,15 @@ class Report(Task):
     baseline: str | None
 
     def problems(self) -> list[str]:
-        if not Path(self.runs).is_dir():
+        folder = Path(self.runs)
+        if not folder.is_dir():
             return [f"report.runs={self.runs}: no such folder"]
-        if not list(find_runs(Path(self.runs))):
+        settings = read_settings(folder)
+        if not settings:
             return [f"report.runs={self.runs}: no runs in there (folders with a run.json)"]
+        labels = [setting.label for setting in settings]
+        if self.baseline is not None and self.baseline not in labels:
+            return [f"report.baseline={self.baseline}: no such row; there are {', '.join(labels)}"]
         return []
 
     def __call__(self, run: Run) -> dict[str, float]:
@@ -53,12 +64,12 @@ class Report(Task):
 
 @dataclass(frozen=True)
 class Finished:
-    """One run's folder."""
+    """What one run's folder says."""
 
     folder: Path
     seed: int
     status: str
-    label: str
+    words: str  # its overrides
     figures: dict[str, float]
 
 
@@ -69,64 +80,74 @@ class Setting:
     label: str
     runs: list[Finished] = field(default_factory=list)
 
-    def values(self, name: str) -> list[float]:
-        return [run.figures[name] for run in self.runs if name in run.figures]
-
     def by_seed(self, name: str) -> dict[int, float]:
         return {run.seed: run.figures[name] for run in self.runs if name in run.figures}
 
 
-def show_report(folder: Path, baseline: str | None = None) -> list[Setting]:
-    """Print the table of all runs under a folder; write it to report.md and report.html in there."""
+def show_report(folder: Path, baseline: str | None = None, note: str = "") -> list[Setting]:
+    """Print the table of all runs under a folder; write it to report.md and report.html in there.
+
+    baseline: a row of the table to which differences are shown, seed by seed. note: what a reader has to know.
+    """
     settings = read_settings(folder)
     if not settings:
         return []
-    if baseline is not None and baseline not in {setting.label for setting in settings}:
-        labels = ", ".join(setting.label for setting in settings)
-        raise ConfigError(f"report.baseline={baseline}: no such setting; there are {labels}")
-    head, rows = table(settings)
-    differences = paired(settings, baseline)
+    if baseline not in [setting.label for setting in settings]:
+        baseline = None
+    sheets = [by_run(settings)]
+    if baseline is not None and len(settings) > 1:
+        sheets.append(differences(settings, baseline))
+    legend = [f"{column.title}: {column.meaning}" for column in (COLUMNS[name] for name in _names(settings))]
     console = Console(highlight=False)
-    printed = Table(*head, title=None)
-    for row in rows:
-        printed.add_row(*row)
-    console.print(printed)
-    for line in differences:
+    console.width = max(console.width, 100)
+    for sheet in sheets:
+        printed = Table(*sheet.head, title=sheet.title, title_justify="left")
+        for row in sheet.rows:
+            printed.add_row(*row, end_section=row[1] == "mean")
+        console.print(printed)
+    for line in (*legend, *([note.strip()] if note else [])):
         console.print(line, markup=False, soft_wrap=True)
-    (folder / "report.md").write_text(markdown(head, rows, differences))
-    (folder / "report.html").write_text(page(folder, settings, head, rows, differences))
+    (folder / "report.md").write_text(markdown(sheets, legend, note))
+    (folder / "report.html").write_text(page(folder, settings, sheets, legend, note))
     console.print(f"{folder / 'report.html'}", markup=False, soft_wrap=True)
     return settings
 
 
-def find_runs(folder: Path) -> Sequence[Path]:
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def find_runs(folder: Path) -> list[Path]:
     """Run folders, at most three levels down."""
-    return sorted(
-        (file.parent for depth in range(4) for file in folder.glob("*/" * depth + "run.json")),
-        key=lambda run: [int(part) if part.isdigit() else part for part in run.relative_to(folder).parts or ("",)],
-    )
+    return [file.parent for depth in range(4) for file in sorted(folder.glob("*/" * depth + "run.json"))]
 
 
 def read_settings(folder: Path) -> list[Setting]:
-    """The runs of a folder, those with equal overrides but for the seed together, in the order of the folders."""
+    """The runs of a folder, oldest first, those together whose overrides are equal but for the seed."""
     records = [(run, json.loads((run / "run.json").read_text())) for run in find_runs(folder)]
+    records = [(run, record) for run, record in records if "report" not in record["tasks"]]
+    records.sort(key=lambda pair: (pair[1]["start"], str(pair[0])))
     overrides = [{word for word in record["overrides"] if not word.startswith("seed=")} for _, record in records]
     common = set.intersection(*overrides) if overrides else set()
     settings: dict[str, Setting] = {}
     for (run, record), words in zip(records, overrides, strict=True):
         config = OmegaConf.load(run / "config.yaml")
         label = _label(sorted(words - common), config)
-        result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
-        figures = {
-            f"{task}.{name}": value
-            for task, part in result.items() if isinstance(part, dict)
-            for name, value in part.items()
-        }  # fmt: skip
-        if record["status"] == "done":
-            figures["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
-        finished = Finished(run, config.seed, record["status"], label, figures)
+        finished = Finished(run, config.seed, record["status"], " ".join(record["overrides"]), _figures(run, record))
         settings.setdefault(label, Setting(label)).runs.append(finished)
+    for setting in settings.values():
+        setting.runs.sort(key=lambda run: run.seed)
     return list(settings.values())
+
+
+def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
+    file = run / "result.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    parts = {task: part for task, part in result.items() if isinstance(part, dict)}
+    found = {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
+    if record["status"] == "done":
+        found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
+    return found
 
 
 def _label(words: list[str], config: Any) -> str:
@@ -138,82 +159,108 @@ def _label(words: list[str], config: Any) -> str:
     return " ".join(word.lstrip("+") for word in words)
 
 
-def table(settings: list[Setting]) -> tuple[list[str], list[list[str]]]:
-    """Mean, spread and the values by seed; runs that are not done are named, not hidden."""
-    names = [name for name in COLUMNS if any(setting.values(name) for setting in settings)]
-    head = ["", "seeds", *(COLUMNS[name] for name in names)]
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+class Sheet(NamedTuple):
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def _names(settings: list[Setting]) -> list[str]:
+    return [name for name in COLUMNS if any(setting.by_seed(name) for setting in settings)]
+
+
+def by_run(settings: list[Setting]) -> Sheet:
+    """A row for each run, then mean and standard deviation; runs that are not done say so."""
+    names = _names(settings)
     rows = []
     for setting in settings:
-        seeds = ", ".join(
-            str(run.seed) if run.status == "done" else f"{run.seed} ({run.status})" for run in setting.runs
-        )
-        rows.append([setting.label, seeds, *(_cell(setting.values(name)) for name in names)])
-    return head, rows
+        for place, run in enumerate(setting.runs):
+            seed = str(run.seed) if run.status == "done" else f"{run.seed} ({run.status})"
+            cells = [f"{run.figures[name]:.1f}" if name in run.figures else "-" for name in names]
+            rows.append(
+                [setting.label if place == 0 else "", f"seed {seed}" if len(setting.runs) == 1 else seed, *cells]
+            )
+        if len(setting.runs) > 1:
+            rows.append(["", "mean", *(_spread(list(setting.by_seed(name).values())) for name in names)])
+    return Sheet("", ["", "seed", *(COLUMNS[name].title for name in names)], rows)
 
 
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    each = ", ".join(f"{value:.1f}" for value in values)
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} ({each})"
-
-
-def paired(settings: list[Setting], baseline: str | None) -> list[str]:
-    """Each setting minus the baseline, seed by seed."""
-    if baseline is None:
-        return []
+def differences(settings: list[Setting], baseline: str) -> Sheet:
+    """Each other setting minus the baseline: the mean, and seed by seed."""
     base = next(setting for setting in settings if setting.label == baseline)
-    lines = []
+    names = [name for name in _names(settings) if name != "cpu_seconds"]
+    rows = []
     for setting in settings:
         if setting is base:
             continue
-        for name, title in COLUMNS.items():
-            if name == "cpu_seconds":
-                continue
+        cells = []
+        for name in names:
             ours, theirs = setting.by_seed(name), base.by_seed(name)
             gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-            if gaps:
-                each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-                lines.append(f"{setting.label} minus {baseline}, {title}: {statistics.mean(gaps):+.1f} ({each})")
-    return lines
+            each = ", ".join(f"{gap:+.1f}" for gap in gaps)
+            cells.append(f"{statistics.mean(gaps):+.1f} ({each})" if gaps else "-")
+        rows.append([f"{setting.label} - {baseline}", *cells])
+    return Sheet("seed by seed", ["", *(COLUMNS[name].title for name in names)], rows)
 
 
-def markdown(head: list[str], rows: list[list[str]], differences: list[str]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([*lines, "", *(f"* {line}" for line in differences)]) + "\n"
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
+
+
+def markdown(sheets: Sequence[Sheet], legend: list[str], note: str) -> str:
+    tables = [
+        "\n".join("| " + " | ".join(row) + " |" for row in (sheet.head, ["---"] * len(sheet.head), *sheet.rows))
+        for sheet in sheets
+    ]
+    return "\n\n".join([*tables, "\n".join(f"* {line}" for line in legend), note.strip()]).strip() + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-
-def page(folder: Path, settings: list[Setting], head: list[str], rows: list[list[str]], differences: list[str]) -> str:
-    """A self-contained page: the table, a plot of every run, the pictures that the runs left."""
-    escape: Callable[[str], str] = html.escape
-    names = [name for name in COLUMNS if name != "cpu_seconds" and any(setting.values(name) for setting in settings)]
-    plots = "".join(_plot(settings, name) for name in names)
-    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    gaps = "".join(f"<li>{escape(line)}</li>" for line in differences)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>vidssl: {escape(folder.name)}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; font-size: 14px }} td, th {{ padding: .35em .8em; border-bottom: 1px solid #ccc }}
-th {{ text-align: left }} figure {{ display: inline-block; margin: 0 1.5em 1em 0; vertical-align: top }}
-figcaption {{ font-size: 14px; color: #555 }} img {{ max-width: 100%; image-rendering: pixelated }}
-.runs {{ font-size: 13px; color: #555 }}
-</style></head><body>
-<h1>{escape(folder.name)}</h1>
-<p>{sum(len(setting.runs) for setting in settings)} runs, percent; mean, standard deviation and each seed's value.</p>
-<table><tr>{"".join(f"<th>{escape(cell)}</th>" for cell in head)}</tr>{cells}</table>
-<ul>{gaps}</ul>
-<h2>Every run</h2>{plots}
-<h2>What the networks see</h2>{_pictures(settings)}
-<h2>Commands</h2><p class="runs">{"<br>".join(_command(run) for setting in settings for run in setting.runs)}</p>
-</body></html>
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 14px; margin-bottom: 1.5em }
+td, th { padding: .3em .9em; border-bottom: 1px solid #ddd; text-align: left }
+figure { display: inline-block; margin: 0 1.5em 1.5em 0; vertical-align: top }
+figcaption { font-size: 14px; color: #555 }
+img { image-rendering: pixelated; display: block }
+.small { font-size: 13px; color: #555 }
 """
+
+
+def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend: list[str], note: str) -> str:
+    """A page of its own: tables, a dot for every run, the pictures that the runs left."""
+    names = [name for name in _names(settings) if name != "cpu_seconds"]
+    title = html.escape(folder.name or "report")
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vidssl: {title}</title>',
+        f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
+        f"<p>{html.escape(note)}</p>" if note else "",
+        *(_table(sheet) for sheet in sheets),
+        '<p class="small">' + "<br>".join(map(html.escape, legend)) + "</p>",
+        "<h2>Every run</h2>",
+        *(_plot(settings, name) for name in names),
+        "<h2>What the networks see</h2>",
+        _pictures(settings),
+        "<h2>Commands</h2>",
+        '<p class="small">' + "<br>".join(_command(run) for setting in settings for run in setting.runs) + "</p>",
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(sheet: Sheet) -> str:
+    def cells(tag: str, row: list[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return f"<table>{cells('th', sheet.head)}{''.join(cells('td', row) for row in sheet.rows)}</table>"
 
 
 def _plot(settings: list[Setting], name: str) -> str:
@@ -231,10 +278,10 @@ def _plot(settings: list[Setting], name: str) -> str:
         parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end" font-size="13">{label}</text>')
         for seed, value in setting.by_seed(name).items():
             x = left + width * value / 100
-            parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="#2563eb" fill-opacity=".6"><title>seed {seed}: ')
-            parts.append(f"{value:.1f}</title></circle>")
+            parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="#2563eb" fill-opacity=".6">')
+            parts.append(f"<title>seed {seed}: {value:.1f}</title></circle>")
     picture = f'<svg width="{left + width + 20}" height="{height}" role="img">{"".join(parts)}</svg>'
-    return f"<figure>{picture}<figcaption>{html.escape(COLUMNS[name])}, %</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{html.escape(COLUMNS[name].title)}, %</figcaption></figure>"
 
 
 def _pictures(settings: list[Setting]) -> str:
@@ -245,13 +292,11 @@ def _pictures(settings: list[Setting]) -> str:
             data = base64.b64encode(file.read_bytes()).decode()
             caption = html.escape(f"{setting.label}: {file.stem.removeprefix('pretrain-').replace('-', ' ')}")
             found.append(
-                f'<figure><img src="data:image/png;base64,{data}" width="384" alt="{caption}">'
+                f'<figure><img src="data:image/png;base64,{data}" width="320" alt="{caption}">'
                 f"<figcaption>{caption}</figcaption></figure>"
             )
     return "".join(found) or "<p>These runs left no pictures.</p>"
 
 
 def _command(run: Finished) -> str:
-    record = json.loads((run.folder / "run.json").read_text())
-    words = " ".join(record["overrides"])
-    return html.escape(f"{run.folder.name}: {run.status}; python launch.py {words}")
+    return html.escape(f"{run.folder.name}, {run.status}: python launch.py {run.words}")

@@ -1,0 +1,125 @@
+"""What holds for every registered method, with the options of its YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from tests.conftest import HOME
+from tests.methods.test_moco import in_two_processes
+from vidssl.app import plain
+from vidssl.augment.photometric import AUGMENTS
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.clips import Batch
+from vidssl.command import register_resolvers
+from vidssl.learner import Learner
+from vidssl.methods.contrast import METHODS
+
+
+def method(name: str, *words: str) -> Learner:
+    """With a narrow tiny backbone; recipe=paper brings queue and twin, at sizes for a test."""
+    register_resolvers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDSSL_HOME", str(HOME))
+        with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+            config = plain(compose("config", [f"method={name}", "backbone.width=4", *words]))
+    if "contrast" in config["method"] and config["method"]["contrast"]["queue"]:
+        config["method"]["contrast"]["queue"] = 24
+    torch.manual_seed(0)
+    augment = AUGMENTS.build(config["pretrain"]["augmentation"]["color"])
+    return METHODS.build(config["method"], BACKBONES.build(config["backbone"]), augment)
+
+
+def batch(learner: Learner, size: int = 6, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    views = len(learner.plan.views)
+    clips = torch.randint(0, 256, (size, views, 3, 8, 32, 32), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([0.1, 0.1, 0.9, 0.9]).expand(size, views, 4)
+    return Batch(clips, boxes, torch.zeros(size, dtype=torch.int64), torch.arange(size))
+
+
+RECIPES = ("recipe=demo", "recipe=paper")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_one_step_trains_the_backbone_and_leaves_its_input_alone(name: str, recipe: str) -> None:
+    learner = method(name, recipe).train()
+    given = batch(learner)
+    clips = given.clips.clone()
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
+    before = [parameter.detach().clone() for parameter in learner.backbone.parameters()]
+    out = learner(learner.views(given))
+    assert out.loss.dtype == torch.float32
+    assert out.loss.isfinite()
+    assert all(not value.requires_grad for value in out.scalars.values())
+    out.loss.backward()
+    optimizer.step()
+    assert any(not torch.equal(old, new) for old, new in zip(before, learner.backbone.parameters(), strict=True))
+    assert torch.equal(given.clips, clips)
+    for key, parameter in learner.named_parameters():
+        assert parameter.requires_grad or parameter.grad is None, key
+        assert not parameter.requires_grad or parameter.grad is not None, f"{key} gets no gradient"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_views_are_normalized_floats_that_need_no_gradient(name: str) -> None:
+    learner = method(name)
+    for view in learner.views(batch(learner)):
+        if isinstance(view, Tensor) and view.ndim == 5:
+            assert view.dtype == torch.float32
+            assert not view.requires_grad
+            assert view.abs().max() < 10
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_saved_state_continues_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
+    def steps(learner: Learner, seeds: range) -> list[float]:
+        optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
+        losses = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            out = learner(learner.views(batch(learner, seed=seed)))
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+            losses.append(out.loss.item())
+        return losses
+
+    straight = method(name, recipe).train()
+    expected = steps(straight, range(4))
+    first = method(name, recipe).train()
+    found = steps(first, range(2))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = method(name, recipe).train()
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert found + steps(second, range(2, 4)) == expected
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_two_processes_end_with_the_same_weights_and_queues(name: str, recipe: str, tmp_path: Path) -> None:
+    in_two_processes(_train_rank, tmp_path, name, recipe, str(tmp_path))
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for key, value in states[0].items():
+        if "running" not in key and "num_batches" not in key:  # each rank's own without broadcast
+            torch.testing.assert_close(states[1][key], value, rtol=0, atol=0, msg=key)
+
+
+def _train_rank(rank: int, name: str, recipe: str, folder: str) -> None:
+    learner: Any = method(name, recipe).train()
+    model = torch.nn.parallel.DistributedDataParallel(learner)
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
+    for step in range(3):
+        torch.manual_seed(2 * step + rank)
+        out = model(learner.views(batch(learner, seed=2 * step + rank)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    torch.save(learner.state_dict(), f"{folder}/{rank}.pt")
