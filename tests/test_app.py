@@ -39,6 +39,7 @@ def finished(rendered: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_every_promised_file(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     promised = {
+        "best.pt",
         "config.yaml", "run.json", "metrics.jsonl", "tensorboard", "last.pt", "backbone.safetensors", "result.json",
         "train.log",
     }  # fmt: skip
@@ -260,6 +261,13 @@ def test_a_chain_hands_the_checkpoint_on_and_a_later_run_takes_it(
     assert untrained.status == DONE
 
 
+def test_the_checkpoint_says_which_backbone_it_is_for(finished: Path, small: list[str], tmp_path: Path) -> None:
+    words = [word for word in small if not word.startswith("backbone")]
+    answer = launch([*words, "task=knn", f"checkpoint={finished}", "output=run"], tmp_path)
+    assert answer.status == DONE, answer.err
+    assert "width: 4" in (tmp_path / "run/config.yaml").read_text()
+
+
 def test_finetune_then_test_gives_the_same_figures(finished: Path, small: list[str], tmp_path: Path) -> None:
     words = [*small, "finetune.epochs=2", "finetune.batch_size=8", "finetune.validate_every=1"]
     chain = launch([*words, "task=[finetune,test]", f"checkpoint={finished}", "output=chain"], tmp_path)
@@ -291,7 +299,7 @@ def test_a_checkpoint_of_another_backbone_is_refused_before_work(
     finished: Path, small: list[str], tmp_path: Path
 ) -> None:
     words = [word for word in small if not word.startswith("backbone")]
-    answer = launch([*words, "task=knn", f"checkpoint={finished}", "output=run"], tmp_path)
+    answer = launch([*words, "task=knn", f"checkpoint={finished}", "output=run", "backbone=tiny"], tmp_path)
     assert answer.status == WRONG
     assert "add backbone=tiny backbone.width=4" in answer.err
     garbage = tmp_path / "garbage.pt"

@@ -31,7 +31,7 @@ def options(group: str) -> list[str]:
 
 def problems_without_data(config: dict) -> list[str]:
     """Problems apart from data and checkpoints that are not here."""
-    return [p for p in check(config) if not p.startswith(("dataset.root", "checkpoint", "report.runs"))]
+    return [p for p in check(config) if not p.startswith(("dataset.", "checkpoint", "report.runs"))]
 
 
 CHOICES = [

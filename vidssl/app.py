@@ -36,8 +36,9 @@ def main(cfg: DictConfig, output: Path, command: list[str], overrides: list[str]
 
     Raises ConfigError before any work if it cannot run, Stopped if a signal ended it with its state saved.
     """
-    config = plain(cfg)
-    from vidssl.check import check, task_names
+    from vidssl.check import adopt_backbone, check, task_names
+
+    config = adopt_backbone(plain(cfg), overrides)
 
     problems = check(config) + _folder_problems(config, output)
     if problems:

@@ -58,6 +58,18 @@ def task_names(config: dict[str, Any]) -> list[str]:
     return [name for name in config if name in TASKS.names()]
 
 
+def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The configuration with the backbone that the checkpoint names, unless the user chose one."""
+    chosen = any(word.lstrip("+").startswith(("backbone", "experiment", "sweeps")) for word in overrides)
+    if chosen or config.get("checkpoint") in (None, UNTRAINED):
+        return config
+    try:
+        section = load_weights(config["checkpoint"]).section
+    except ConfigError:
+        return config  # told by check
+    return {key: section if key == "backbone" and section else value for key, value in config.items()}
+
+
 def check(config: dict[str, Any]) -> list[str]:
     """Problems of a resolved configuration, one line each; empty if it can run."""
     names = task_names(config)

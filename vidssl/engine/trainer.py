@@ -56,7 +56,8 @@ class Progress:
     metrics: int = 0  # bytes of metrics.jsonl
     recent: list[dict[str, float]] = field(default_factory=list)  # scalars of the steps since the last line
     last: dict[str, float] = field(default_factory=dict)  # scalars of the last line
-    best: dict[str, float] = field(default_factory=dict)  # validation
+    epoch_loss: float = 0.0  # sum over the steps of the current epoch
+    best: dict[str, float] = field(default_factory=dict)  # scalars of the epoch whose state is best.pt
 
 
 class NotFinite(RuntimeError):
@@ -91,8 +92,13 @@ class Trainer:
         self.last_loss = float("nan")
         self.begun_at, self.steps, self.clips, self.waited = time.monotonic(), 0, 0, 0.0  # of this start
 
-    def fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float]] | None = None) -> Progress:
-        """Train to the end, from the saved state if there is one. after_epoch(epoch, step): the task's validation."""
+    def fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float] | None] | None = None) -> Progress:
+        """Train to the end, from the saved state if there is one.
+
+        after_epoch(epoch, step): the task's validation, the most telling figure first; {} where an epoch has none. The
+        best state is the one with the highest such figure, or, for tasks without validation (None), the one after the
+        epoch with the lowest mean loss.
+        """
         self.learner.to(self.device)
         if self.options.channels_last:
             self.learner.to(memory_format=torch.channels_last_3d)
@@ -109,9 +115,14 @@ class Trainer:
                 self._epoch(model, loader, steps_per_epoch, total, bar)
                 if self.progress.batch < steps_per_epoch * self.options.accumulate:
                     break  # max_steps
+                self._read_back()
+                mean_loss = self.progress.epoch_loss / steps_per_epoch
                 self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
-                if after_epoch is not None:
-                    self._validated(after_epoch(self.progress.epoch, self.progress.step))
+                self.progress.epoch_loss = 0.0
+                found = after_epoch(self.progress.epoch, self.progress.step) if after_epoch else None
+                if found:
+                    self.log.scalars(self.task, self.progress.step, float(self.progress.epoch), found)
+                self._keep_best({"loss": mean_loss} if found is None else found)
                 self.save()
         self._flush(steps_per_epoch)
         self.save()
@@ -209,6 +220,7 @@ class Trainer:
                     f"{self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
                 )
             self.progress.recent.append({**scalars, "lr": lr})
+            self.progress.epoch_loss += scalars["loss"]
         self.last_loss = scalars["loss"]
         self.on_device = []
 
@@ -243,15 +255,15 @@ class Trainer:
             f"{speed['clips_per_second']:.0f} clips/s waiting {speed['waiting_for_data']:.0%}"
         )
 
-    def _validated(self, scalars: dict[str, float]) -> None:
-        if not scalars:
+    def _keep_best(self, found: dict[str, float]) -> None:
+        """Save the state once more if its epoch is the best so far."""
+        if not found or self.file is None:
             return
-        self.log.scalars(self.task, self.progress.step, float(self.progress.epoch), scalars)
-        first = next(iter(scalars.items()), None)
-        if first is not None and first[1] > self.progress.best.get(first[0], -1.0):
-            self.progress.best = dict(scalars)
-            if self.file is not None:
-                self.save(self.file.with_name(self.file.name.replace("last", "best")))
+        name, value = next(iter(found.items()))
+        before = self.progress.best.get(name)
+        if before is None or (value < before if name == "loss" else value > before):
+            self.progress.best = dict(found)
+            self.save(self.file.with_name(self.file.name.replace("last", "best")))
 
     # -- state
 

@@ -162,14 +162,17 @@ def train_classifier(
     loader = build.training_loader(run, classifier.plan, options.augmentation.crop, options, options.batch_size)
     trainer = build.trainer(run, task, classifier, options, file=run.state_file(task))
 
-    def validate(epoch: int, step: int) -> dict[str, float]:
-        if not options.validate_every or epoch % options.validate_every or epoch == options.epochs:
-            return {}
-        return options.figures(run, classifier)
+    found: dict[int, dict[str, float]] = {}  # step -> figures
 
-    trainer.fit(loader, validate)
+    def validate(epoch: int, step: int) -> dict[str, float]:
+        if epoch % options.validate_every:
+            return {}
+        found[step] = options.figures(run, classifier)
+        return found[step]
+
+    progress = trainer.fit(loader, validate if options.validate_every else None)
     run.checkpoint = str(run.state_file(task))
-    return options.figures(run, classifier)
+    return found.get(progress.step) or options.figures(run, classifier)
 
 
 @TASKS.register("test")

@@ -31,10 +31,9 @@ class Pretrain(TrainOptions, ClipOptions, Task):
         trainer = build.trainer(run, "pretrain", learner, self, file=run.state_file("pretrain"))
         every = run.config["trainer"]["pictures_every"]
 
-        def show(epoch: int, step: int) -> dict[str, float]:
+        def show(epoch: int, step: int) -> None:
             if every and epoch % every == 0 and run.log.is_main:
                 self.show(run, learner, collate([loader.dataset[epoch, i] for i in range(4)])[0], step)
-            return {}
 
         show(0, 0)
         trainer.fit(loader, show)

@@ -181,9 +181,7 @@ def by_run(settings: list[Setting]) -> Sheet:
         for place, run in enumerate(setting.runs):
             seed = str(run.seed) if run.status == "done" else f"{run.seed} ({run.status})"
             cells = [f"{run.figures[name]:.1f}" if name in run.figures else "-" for name in names]
-            rows.append(
-                [setting.label if place == 0 else "", f"seed {seed}" if len(setting.runs) == 1 else seed, *cells]
-            )
+            rows.append([setting.label if place == 0 else "", seed, *cells])
         if len(setting.runs) > 1:
             rows.append(["", "mean", *(_spread(list(setting.by_seed(name).values())) for name in names)])
     return Sheet("", ["", "seed", *(COLUMNS[name].title for name in names)], rows)
