@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_video
-from vidssl.data import video
+from vidssl.data import numbering, video
 from vidssl.data.video import VideoError, VideoIndex, decode, probe, read_frames
 
 
@@ -120,9 +120,9 @@ def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
         stream = reader.streams.video[0]
         out = writer.add_stream_from_template(stream)
         pictures = [bytes(packet) for packet in reader.demux(stream) if packet.size]
-        kinds = ["IPBS"[data[data.find(video.VOP_START) + 4] >> 6] for data in pictures]
+        kinds = ["IPBS"[data[data.find(numbering.VOP_START) + 4] >> 6] for data in pictures]
         note = b"\x00\x00\x01\xb2DivX503b1393p"
-        head = pictures[0].find(video.VOP_START)
+        head = pictures[0].find(numbering.VOP_START)
         pictures[0] = pictures[0][:head] + note + pictures[0][head:]
         chunks, place = [], 0
         while place < len(pictures):
@@ -150,10 +150,10 @@ def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
 
 def not_coded(stream: av.VideoStream) -> bytes:
     """A P picture that says "not coded": type 01, no whole second, marker, time 0, marker, 0."""
-    bits = video._time_bits(bytes(stream.codec_context.extradata))
+    bits = numbering.time_bits(bytes(stream.codec_context.extradata))
     field = "01" + "0" + "1" + "0" * bits + "1" + "0"
     field += "0" + "1" * (-(len(field) + 1) % 8)
-    return video.VOP_START + int(field, 2).to_bytes(len(field) // 8, "big")
+    return numbering.VOP_START + int(field, 2).to_bytes(len(field) // 8, "big")
 
 
 @pytest.mark.parametrize("last_owed", [False, True])

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidssl.engine.official import read_official
 from vidssl.registry import ConfigError
 
 FORMAT = 1
@@ -94,9 +95,8 @@ def load_weights(given: str | os.PathLike) -> Weights:
         task, config = state["task"], state["config"]
         unit = config[task].get("normalize") == "unit"
         return Weights(backbone, head, config["backbone"], f"vidssl {task} state", others, unit)
-    from vidssl.engine.official import read_official
-
-    return read_official(state, path)
+    released = read_official(state, path)
+    return Weights(released.backbone, released.classifier, None, released.layout, released.ignored)
 
 
 def _from_safetensors(path: Path) -> Weights:
