@@ -133,6 +133,12 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_differing_
     assert launch([*words, "data.workers=1"], finished.parent).status == DONE, "workers change no figure"
 
 
+def test_a_folder_in_which_nothing_was_saved_may_be_used_again(small: list[str], tmp_path: Path) -> None:
+    words = [*small, *PRETRAIN, "task=pretrain", "output=run", "pretrain.epochs=1"]
+    assert launch([*words, "dataset.root=/dev/null/no"], tmp_path).status != DONE
+    assert launch(words, tmp_path).status == DONE
+
+
 def outcome(folder: Path) -> tuple:
     """Everything of a run that kills and workers must not change."""
     state = torch.load(folder / "last.pt", weights_only=True)

@@ -141,9 +141,9 @@ def _header(log: Any, config: dict[str, Any], folder: Path, device: Any) -> None
 
 
 def _folder_problems(config: dict[str, Any], output: Path) -> list[str]:
-    """Whether the folder holds another run."""
+    """Whether the folder holds another run. One that has not saved anything yet does not count."""
     file = output / "config.yaml"
-    if not file.exists():
+    if not file.exists() or not (_read_json(output / "result.json") or list(output.glob("*.pt"))):
         return []
     if config["resume"] == "never":
         return [f"output={output}: holds a run already, and resume=never; choose another folder or resume=auto"]

@@ -32,8 +32,11 @@ def gather(part: Tensor) -> Tensor:
     if world() == 1:
         return part
     parts = part.new_empty(world() * part.shape[0], *part.shape[1:])
-    dist.all_gather_into_tensor(parts, part)
+    _all_gather(parts, part)
     return parts
+
+
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # newer torch renames it
 
 
 def gather_lists(own: list[Tensor]) -> list[Tensor]:

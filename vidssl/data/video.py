@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -125,9 +126,8 @@ def rgb_frames(
     convert = VideoReformatter()
     turns = round(index.rotation / 90) % 4 if rotate else 0
     for number, frame in decode(path, wanted, index):
-        plane = convert.reformat(frame, format="rgb24", threads=1).planes[
-            0
-        ]  # a pool of threads costs more than it saves
+        # one thread: starting a pool for each picture costs more than it saves
+        plane = convert.reformat(frame, format="rgb24", threads=1).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         picture = rows[:, : plane.width * 3].reshape(plane.height, plane.width, 3)
         yield number, np.rot90(picture, turns) if turns else picture
@@ -135,15 +135,16 @@ def rgb_frames(
 
 def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, decoded frame) of each wanted picture, in one pass over the file."""
-    missing = sorted(set(wanted))
-    if not missing:
+    ordered = sorted(set(wanted))
+    if not ordered:
         return
-    if not 0 <= missing[0] <= missing[-1] < index.frames:
-        problem = f"{path}: pictures {missing[0]} to {missing[-1]} wanted of 0 to {index.frames - 1}"
+    if not 0 <= ordered[0] <= ordered[-1] < index.frames:
+        problem = f"{path}: pictures {ordered[0]} to {ordered[-1]} wanted of 0 to {index.frames - 1}"
         raise VideoError(f"{problem}; damaged: {index.damage}") if index.damage else IndexError(problem)
+    missing = set(ordered)
     if index.numbering != "count":
         try:
-            for number, frame in _jump(path, missing, index):
+            for number, frame in _jump(path, ordered, index):
                 missing.remove(number)
                 yield number, frame
         except av.FFmpegError:
@@ -172,7 +173,7 @@ def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> 
 SEEK_BEYOND = 250  # pictures; up to there, reading packets without decoding them costs less than a seek
 
 
-def _count(path: str | os.PathLike, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """The definition of a picture's number: decode everything from the start and count."""
     pending, decoded = set(wanted), 0
     try:
@@ -304,19 +305,20 @@ class _Reader:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from picture `key` for as long as no jump to a later key picture is due; yields what is found of
         `wanted`, returns the numbers that were sent to the decoder (none if `key` did not come)."""
-        unsent, stamps, newest_key, key_stamp, skipping = list(wanted), {}, key, None, None
-        may_skip = self.decoder.name in SKIPS_EXACTLY
+        unsent, keys, stamps = deque(wanted), set(index.keys), {}
+        newest_key, key_stamp, skipping = key, None, None
+        missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
         for packet, number, may_be_left_out in packets:
             self.position = max(self.position, number or 0)
             if key_stamp is None:
                 if number != key:
                     continue
                 key_stamp = packet.pts
-            if number in index.keys:
+            if number in keys:
                 newest_key = max(newest_key, number)
-            needed = number in unsent
+            needed = number in missing
             if needed:
-                unsent.remove(number)
+                missing.remove(number)
                 stamps[packet.pts] = number
             elif may_be_left_out:
                 continue
@@ -328,6 +330,8 @@ class _Reader:
                     return set()  # said to be a place to start, but it refers to what came before (intra refresh)
                 if frame.pts in stamps:
                     yield stamps[frame.pts], frame
+            while unsent and unsent[0] not in missing:
+                unsent.popleft()
             if not unsent or index.key_before(unsent[0]) > newest_key:
                 break
         for frame in self.decoder.decode(None):

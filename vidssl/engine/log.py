@@ -28,7 +28,7 @@ class Log:
         self.console = Console(highlight=False, soft_wrap=True)
         self.metrics = folder / "metrics.jsonl"
         self.latest: dict[str, dict[str, Any]] = {}  # last row of each task
-        self._writer = None
+        self._writers: dict[str, Any] = {}
 
     @property
     def is_main(self) -> bool:
@@ -93,35 +93,38 @@ class Log:
                 self._to_tensorboard(row)
 
     def _to_tensorboard(self, row: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=".scalars")
         for name, value in row.items():
             if name not in ("task", "step", "epoch"):
-                self._writer.add_scalar(f"{row['task']}/{name}", value, row["step"])
+                self._writer("scalars").add_scalar(f"{row['task']}/{name}", value, row["step"])
 
     def picture(self, task: str, name: str, step: int, image: np.ndarray) -> None:
         """uint8 [H, W, 3] -> pictures/TASK-NAME.png and TensorBoard."""
         if not self.is_main:
             return
         from PIL import Image
-        from torch.utils.tensorboard import SummaryWriter
 
         folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / f"{task}-{name}.png")
-        with SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=".pictures") as writer:
-            writer.add_image(f"{task}/{name}", image, step, dataformats="HWC")
+        self._writer("pictures").add_image(f"{task}/{name}", image, step, dataformats="HWC")
+
+    def _writer(self, kind: str) -> Any:
+        """TensorBoard files are of one kind, so that those of scalars can be written anew."""
+        if kind not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            folder = str(self.folder / "tensorboard")
+            self._writers[kind] = SummaryWriter(folder, filename_suffix=f".{kind}")
+        return self._writers[kind]
 
     def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
+        for writer in self._writers.values():
+            writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
 
     # -- progress
 
@@ -169,4 +172,4 @@ class Bar:
             self.last_line = time.monotonic()
             rate = (self.done - self.start_done) / (self.last_line - self.started)
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            self.log.console.print(f"{self.what}: {self.done} of {self.total}{left} {note}", markup=False)
+            self.log.say(f"{self.what}: {self.done} of {self.total}{left} {note}".rstrip())

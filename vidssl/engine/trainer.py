@@ -6,6 +6,7 @@ place to start again, and what comes out does not depend on how often that happe
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
 from vidssl.registry import Count, NotNegative, Whole
 
+RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer torch renames it
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -199,8 +202,8 @@ class Trainer:
         return DistributedDataParallel(
             self.learner,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=self.options.broadcast_buffers,
             gradient_as_bucket_view=True,
+            **{BROADCAST: self.options.broadcast_buffers},
         )
 
     # -- numbers
