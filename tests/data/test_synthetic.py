@@ -76,5 +76,10 @@ def test_files_are_written_once_and_show_what_was_rendered(kind: str, frames: in
     path = tmp_path / files.recipes[0].name
     index = probe(path)
     assert (index.frames, index.width, index.height, index.codec) == (frames, 64, 64, "h264")
+    first = path.read_bytes()
+    for _ in range(10):
+        path.unlink()
+        assert render_missing(files) == 1
+        assert path.read_bytes() == first, "the same bytes each time"
     shown = read_frames(path, range(frames), index) / 255
     assert np.abs(shown - render(files.recipes[0])).mean() < 0.05

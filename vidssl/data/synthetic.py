@@ -136,17 +136,22 @@ def _render_one(job: tuple[Path, Recipe]) -> None:
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:
-    """uint8 [T, H, W, 3] -> H.264 in the container that the path's ending names, nearly lossless."""
+    """uint8 [T, H, W, 3] -> H.264 in the container that the path's ending names, nearly lossless; always the same bytes.
+
+    One thread and no assembler: with these, encoder and color conversion differ from one call to the next.
+    """
     try:
-        codec, options = av.Codec("libx264", "w").name, {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}
+        codec = av.Codec("libx264", "w").name
+        options = {"crf": "18", "preset": "veryfast", "tune": "fastdecode", "x264-params": "asm=0"}
     except av.codec.codec.UnknownCodecError:
         codec, options = "mpeg4", {"qscale": "2"}
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        stream.codec_context.thread_count = 1
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format="yuv420p", threads=1)
             frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
