@@ -343,6 +343,29 @@ def test_a_sweep_runs_every_job_prints_one_table_and_skips_what_is_done(small: l
     assert {path: path.stat().st_mtime_ns for path in results} == before
 
 
+@pytest.mark.parametrize(
+    "word", ["trainer.channels_last=true", "precision=bf16", "trainer.accumulate=2", "trainer.clip_grad=0.1"]
+)
+def test_ways_of_computing_change_little(word: str, undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
+    words = [*small, *SHORT, "dataset.train_videos=64", "output=run", "task=pretrain"]
+    words = [w for w in words if not w.startswith("linear") and w != "task=[pretrain,linear]"]
+    assert launch([*words, word], tmp_path).status == DONE
+    found = read_lines(tmp_path / "run/metrics.jsonl")
+    expected = [json.loads(line) for line in undisturbed[0].splitlines()]
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.5 if "accumulate" in word else 0.02)
+    assert [row["step"] for row in found] == [row["step"] for row in expected if row["task"] == "pretrain"]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_learns_the_same(undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
+    words = [*small, *PRETRAIN, "dataset.train_videos=64", "output=run", "task=pretrain", "pretrain.max_steps=3"]
+    assert launch([*words, "compile=true", "pretrain.epochs=6"], tmp_path).status == DONE
+    found = read_lines(tmp_path / "run/metrics.jsonl")
+    expected = [json.loads(line) for line in undisturbed[0].splitlines()]
+    for ours, theirs in zip(found, expected, strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
 def test_two_ranks_run_the_whole_chain(small: list[str], tmp_path: Path) -> None:
     words = [*small, *PRETRAIN, *LINEAR, "pretrain.epochs=2", "output=run", "devices=2", "accelerator=cpu"]
     words += ["method.contrast.queue=16", "method.contrast.momentum=0.9"]

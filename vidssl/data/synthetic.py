@@ -136,9 +136,9 @@ def _render_one(job: tuple[Path, Recipe]) -> None:
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:
-    """uint8 [T, H, W, 3] -> H.264 in the container that the path's ending names, nearly lossless; always the same bytes.
+    """uint8 [T, H, W, 3] -> H.264 in the container that the path's ending names, nearly lossless.
 
-    One thread and no assembler: with these, encoder and color conversion differ from one call to the next.
+    One thread and no assembler code: with them the same pictures give other bytes from one call to the next.
     """
     try:
         codec = av.Codec("libx264", "w").name

@@ -104,7 +104,9 @@ class Trainer:
         """
         self.learner.to(self.device)
         if self.options.channels_last:
-            self.learner.to(memory_format=torch.channels_last_3d)
+            for parameter in self.learner.parameters():
+                if parameter.ndim == 5:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self._restore()
         model = self._distributed()
         steps_per_epoch = len(loader) // self.options.accumulate
