@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
@@ -67,8 +67,8 @@ class Log:
         last = self.latest.get(task, {"step": 0, "epoch": 0.0})
         if any(last.get(name) != value for name, value in values.items()):
             self.scalars(task, last["step"], last["epoch"], values)
-        told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.say(f"{task}: {told}")
+        told = [f"{name} {value:.4g}" for name, value in values.items()]
+        self.say(f"{task}: {'  '.join(told[:8])}{'  ...' if len(told) > 8 else ''}")
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far: what a saved state belongs to."""
@@ -148,7 +148,7 @@ class Bar:
         self.started, self.start_done, self.last_line = time.monotonic(), done, time.monotonic()
         self.rich = None
         if log.is_main and log.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
             self.rich = Progress(
                 TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"),
                 console=log.console, transient=True,

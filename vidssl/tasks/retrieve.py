@@ -57,19 +57,18 @@ class Retrieve(Neighbours):
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=self.unit_clips)
         gallery, queries = extract("train"), extract("test")
-        found = {}
-        for prefix, centered in (
-            ("", self.centered),
-            ("uncentered_" if self.centered else "centered_", not self.centered),
-        ):
-            figures = recall(queries["value"], queries["label"], gallery["value"], gallery["label"], centered=centered)
-            found |= {prefix + name: value for name, value in figures.items()}
+        both = {
+            centered: recall(queries["value"], queries["label"], gallery["value"], gallery["label"], centered=centered)
+            for centered in (True, False)
+        }
+        found = both[self.centered]
         if build.has_split(run, "test_cf"):
             same_motion, same_background = extract("test_swap"), extract("test_cf")
             found["motion_preference"] = motion_preference(
                 queries["value"], same_motion["value"], same_background["value"]
             )
-        return found
+        other = "uncentered" if self.centered else "centered"
+        return found | {f"{other}_{name}": value for name, value in both[not self.centered].items()}
 
 
 @TASKS.register("knn")
