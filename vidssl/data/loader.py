@@ -127,7 +127,7 @@ class ClipLoader:
             return
         self.damaged[video] = reason
         action = "another video takes its place" if self.dataset.replace else "left out"
-        self.report(f"damaged video, {action}: {reason}")
+        self.report(f"damaged video, {len(self.damaged)} so far, {action}: {reason}")
         share = len(self.damaged) / len(self.dataset)
         if share > self.most_damaged:
             raise VideoError(

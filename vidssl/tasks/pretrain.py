@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidssl import build
@@ -59,8 +60,8 @@ class Pretrain(TrainOptions, ClipOptions, Task):
 
 
 def contact_sheet(clip: Tensor, frames: int = 6) -> np.ndarray:
-    """A row for each video, frames from left to right. [B, 3, T, S, S] in [0, 1] -> uint8 [B * S, frames * S, 3]."""
-    b, _, t, h, _ = clip.shape
-    chosen = clip[:, :, torch.linspace(0, t - 1, min(frames, t)).long()]
-    sheet = chosen.permute(0, 3, 2, 4, 1).reshape(b * h, -1, 3)
+    """A row for each video, its frames from left to right. [B, 3, T, S, S] in [0, 1] -> uint8 [H, W, 3]."""
+    t = clip.shape[2]
+    chosen = F.pad(clip[:, :, torch.linspace(0, t - 1, min(frames, t)).long()], (0, 1, 0, 1), value=1.0)
+    sheet = chosen.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
     return (sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()

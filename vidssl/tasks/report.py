@@ -258,7 +258,8 @@ def _table(sheet: Sheet) -> str:
     def cells(tag: str, row: list[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
-    return f"<table>{cells('th', sheet.head)}{''.join(cells('td', row) for row in sheet.rows)}</table>"
+    rows = (cells("th" if row[1] == "mean" else "td", row) for row in sheet.rows)
+    return f"<table>{cells('th', sheet.head)}{''.join(rows)}</table>"
 
 
 def _plot(settings: list[Setting], name: str) -> str:
