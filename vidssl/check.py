@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import nn
 
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
@@ -111,7 +112,12 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
     problems = []
     name = config["backbone"]["name"]
     with torch.device("meta"):  # no memory, no weights
-        time, space = BACKBONES.build(config["backbone"]).strides
+        backbone = BACKBONES.build(config["backbone"])
+        time, space = backbone.strides
+        try:
+            method = METHODS.build(config["method"], backbone, nn.Identity())
+        except ConfigError as error:
+            return error.problems
     ranks = config["devices"] * config["nodes"]
     parts = ranks * config["trainer"]["accumulate"]
     for key, task in tasks.items():
@@ -126,6 +132,8 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             problems.append(
                 f"{_whose(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
             )
+        if key == "pretrain" and not problems:
+            problems += method.problems(frames, task.frame_stride, size)
         batch = getattr(task, "batch_size", None)
         if batch is not None and hasattr(task, "epochs") and batch % parts:
             problems.append(

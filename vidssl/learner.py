@@ -31,6 +31,10 @@ class Learner(nn.Module):
     def forward(self, views: Any) -> StepOutput:
         raise NotImplementedError
 
+    def problems(self, clip_frames: int, frame_stride: int, crop_size: int) -> list[str]:
+        """What about these clips cannot work with this learner, a line each; asked before any work."""
+        return []
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Clips to look at, each [B, 3, T, S, S] in [0, 1]: how this method changes its input, before color."""
         return {}

@@ -5,6 +5,7 @@ He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -87,12 +88,26 @@ class Twin(nn.Module):
 
         shuffle: batch norm sees a random mix of the ranks' clips, so that no statistics tell a pair's two ends.
         """
-        if not shuffle or distributed.world() == 1:
-            return distributed.gather(embed(self.network, clip))
-        everything = distributed.gather(clip)
-        order = distributed.shared_permutation(len(everything), clip.device)
-        keys = distributed.gather(embed(self.network, everything[distributed.own_rows(order)]))
-        return keys[order.argsort()]
+        return across_ranks(lambda part: (embed(self.network, part),), clip, shuffle=shuffle)[0]
+
+
+@torch.no_grad()
+def across_ranks(
+    compute: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, shuffle: bool, alone: bool = False
+) -> tuple[Tensor, ...]:
+    """What `compute` makes of the inputs [B, ...]: its outputs [B, ...] on all ranks, [B * ranks, ...] in rank order.
+
+    shuffle: each rank computes a random mix of all ranks' rows, brought back into order afterwards. One process skips
+    this unless `alone`, since the order of a batch does not change its statistics.
+    """
+    if not shuffle or (distributed.world() == 1 and not alone):
+        return tuple(distributed.gather(output) for output in compute(*inputs))
+    everything = [distributed.gather(part) for part in inputs]
+    order = distributed.shared_permutation(len(everything[0]), inputs[0].device)
+    rows = distributed.own_rows(order)
+    outputs = compute(*(part[rows] for part in everything))
+    back = order.argsort()
+    return tuple(distributed.gather(output)[back] for output in outputs)
 
 
 class Queue(nn.Module):
