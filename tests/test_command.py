@@ -62,6 +62,30 @@ def test_a_mistake_is_answered_with_status_2_key_and_remedy(name: str, tmp_path:
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".launched")] == [], "no work was done"
 
 
+def test_all_jobs_of_a_sweep_are_checked_before_the_first_works(tmp_path: Path) -> None:
+    for words, told in (
+        (
+            ["-m", "seed=0,x", "method.beta=0.5,3"],
+            ["error: seed=x: must be", "error: method.beta=3: must lie in (0, 1]"],
+        ),
+        (["sweeps=demo", "seed=0,y"], ["error: seed=y: must be a whole number"]),
+        (["method=moco,fane", "-m", "seed=range(0,2)"], ["error: method=fane", "Did you mean fame?"]),
+    ):
+        answer = launch(words, tmp_path)
+        assert answer.status == WRONG
+        for part in told:
+            assert part in answer.err, answer.err
+        assert not list(tmp_path.rglob("run.json"))
+
+
+def test_settings_may_stand_around_a_flag(tmp_path: Path) -> None:
+    answer = launch(
+        ["method=moco", "-m", "seed=range(0,2)", "task=[pretrain],[pretrain,linear]", "check_only=true"], tmp_path
+    )
+    assert answer.status == DONE, answer.err
+    assert answer.out.count("The configuration is sound: method=moco") == 4
+
+
 def test_two_mistakes_are_both_told(tmp_path: Path) -> None:
     for words, told in (
         (["method.betta=0.5", "pretrain.epochs=-1"], ["method.beta?", "pretrain.epochs=-1"]),

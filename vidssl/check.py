@@ -12,6 +12,7 @@ from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
 from vidssl.data.loader import DataOptions
+from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
 from vidssl.engine.checkpoint import find_checkpoint, load_backbone, load_weights
 from vidssl.engine.trainer import TrainerOptions
@@ -71,8 +72,14 @@ def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     return {key: section if key == "backbone" and section else value for key, value in config.items()}
 
 
-def check(config: dict[str, Any]) -> list[str]:
-    """Problems of a resolved configuration, one line each; empty if it can run."""
+Listings = dict[tuple[str, str], Listing]  # of a data set's section and a split
+
+
+def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
+    """Problems of a resolved configuration, one line each; empty if it can run.
+
+    known: listings read before, so that the jobs of a sweep read each folder once.
+    """
     names = task_names(config)
     problems = check_options(RunOptions, {k: v for k, v in config.items() if k not in names}, "")
     for name in names:
@@ -86,7 +93,7 @@ def check(config: dict[str, Any]) -> list[str]:
         problems += task.problems()
     problems += _devices(config)
     problems += _sizes(config, tasks)
-    problems += _data(config, tasks)
+    problems += _data(config, tasks, {} if known is None else known)
     problems += _checkpoint(config, tasks)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
         problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
@@ -151,17 +158,17 @@ def _whose(config: dict[str, Any], task: str, key: str) -> str:
     return key if config[task][key] == config[key] else f"{task}.{key}"
 
 
-def _data(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
+def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> list[str]:
     """Whether the data set is there and has what the tasks read."""
-    problems, listings = [], {}
+    problems = []
     for key, task in tasks.items():
         for split in task.splits:
+            place = (repr(config["dataset"]), split)
             try:
-                listing = listings.get(split) or build.read_listing(config["dataset"], split)
+                listing = known[place] = known.get(place) or build.read_listing(config["dataset"], split)
             except ConfigError as error:
                 problems += error.problems
                 continue
-            listings[split] = listing
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def run(main: Callable[[], Any], home: Path) -> int:
     register_resolvers()
     _failures.clear()
     try:
-        sys.argv[1:] = expand(sys.argv[1:], home)
+        sys.argv[1:] = expand(_settings_first(sys.argv[1:]), home)
+        problems = explain_sweep(sys.argv[1:], home)
+        if problems:
+            return _refuse(problems)
         main()
     except (HydraException, OmegaConfBaseException) as error:
         problems = explain(sys.argv[1:], home) or [str(error)]
@@ -115,11 +119,18 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from vidssl.tasks.report import show_report
 
-        show_report(Path(config.hydra.sweep.dir), self.baseline, self.note)
+        if not config.check_only:
+            show_report(Path(config.hydra.sweep.dir), self.baseline, self.note)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Short forms
+
+
+def _settings_first(words: list[str]) -> list[str]:
+    """`a=1 -m b=2` as `a=1 b=2 -m`; Hydra wants settings in one place."""
+    settings = _overrides(words)
+    return settings + [word for word in words if word not in settings]
 
 
 def expand(words: list[str], home: Path) -> list[str]:
@@ -191,16 +202,39 @@ def explain(words: list[str], home: Path) -> list[str]:
     config, found = _compose_all(good, home)
     problems += found
     if config is not None and not doubtful:
-        problems += _check(config)
+        problems += _check(config, {})
     return list(dict.fromkeys(problems))
 
 
-def _check(config: DictConfig) -> list[str]:
+def explain_sweep(words: list[str], home: Path) -> list[str]:
+    """Every mistake in the jobs of a sweep that Hydra can compose, before the first of them works."""
+    if not _is_multirun(words) or any(word.startswith(("--", "-h", "-c")) and word != "--multirun" for word in words):
+        return []
+    words = _overrides(words)
+    swept = _compose(words, home, hydra=True).hydra.sweeper.get("params") or {}
+    choices: dict[str, list[str]] = {}
+    for word in [*(f"{key}={values}" for key, values in swept.items()), *words]:
+        override = _parsed(word)
+        if isinstance(override, str) or (override.is_sweep_override() and not override.is_discrete_sweep()):
+            return []  # Hydra says what is wrong; what an optimizing sweeper will ask for is not known yet
+        key = override.get_key_element()
+        values = (
+            [f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else []
+        )
+        choices[key] = values or [word]  # what is said last holds
+    jobs = [
+        _compose([word for word in job if not word.startswith("hydra.")], home) for job in product(*choices.values())
+    ]
+    known: dict = {}
+    return list(dict.fromkeys(problem for job in jobs for problem in _check(job, known)))
+
+
+def _check(config: DictConfig, known: dict) -> list[str]:
     from vidssl.app import plain
     from vidssl.check import check
 
     try:
-        return check(plain(config))
+        return check(plain(config), known)
     except ConfigError as error:
         return error.problems
 
@@ -217,8 +251,9 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     )
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     parent = key.rpartition(".")[0]
-    siblings = OmegaConf.select(config, parent) if parent else config
-    allowed = ", ".join(sorted(map(str, siblings))) if isinstance(siblings, DictConfig) else "none there"
+    while parent and not isinstance(OmegaConf.select(config, parent), DictConfig):
+        parent = parent.rpartition(".")[0]
+    allowed = ", ".join(sorted(map(str, OmegaConf.select(config, parent) if parent else config)))
     return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
 
 
@@ -261,9 +296,8 @@ def _parsed(word: str) -> Any:
 
 def _chosen(override: Any) -> list[Any]:
     value = override.value()
-    if override.is_sweep_override():
-        value = getattr(value, "list", [])
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    values = getattr(value, "list", []) if override.is_sweep_override() else [value]
+    return [name for each in values for name in (each if isinstance(each, (list, tuple)) else [each])]
 
 
 def _options(home: Path, group: str) -> list[str]:
@@ -291,16 +325,16 @@ def _compose_all(overrides: list[str], home: Path) -> tuple[DictConfig | None, l
         return None, [*problems, str(error)]
 
 
-def _compose(overrides: list[str], home: Path) -> DictConfig:
+def _compose(overrides: list[str], home: Path, *, hydra: bool = False) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(home / "conf"), version_base="1.3"):
-        return compose("config", [_first_of_sweep(word) for word in overrides])
+        return compose("config", [_first_of_sweep(word) for word in overrides], return_hydra_config=hydra)
 
 
 def _first_of_sweep(word: str) -> str:
     override = _parsed(word)
     if isinstance(override, str) or not override.is_sweep_override():
         return word
-    values = list(getattr(override.value(), "list", []))
+    values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     return f"{override.get_key_element()}={values[0]}" if values else word

@@ -254,6 +254,19 @@ def test_lists_with_and_without_frame_counts_and_labels(tmp_path: Path) -> None:
         assert len(files.classes) == max(labels) + 1
 
 
+def test_lists_as_other_systems_write_them(tmp_path: Path) -> None:
+    touch(tmp_path, "ü/a b.mp4", "c.mp4")
+    rows = f"ü/a b.mp4 10 0\r\n{tmp_path / 'c.mp4'} 10 1\r\n\r\n"
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert found(listing("list", "train", tmp_path, train_list="t.txt")) == [
+        (str(tmp_path / "c.mp4"), 1),
+        ("ü/a b.mp4", 0),
+    ]
+    (tmp_path / "t.txt").write_bytes(rows.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"t.txt: not a UTF-8 text \(invalid start byte at byte 0\)"):
+        listing("list", "train", tmp_path, train_list="t.txt")
+
+
 def test_lists_that_cannot_serve(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     with pytest.raises(ConfigError, match=r"dataset.test_list: missing"):

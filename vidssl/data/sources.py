@@ -67,7 +67,7 @@ def diving48(split: str, *, root: str, annotations: str | None) -> Listing:
     folder = _folder(root)
     file = _find(annotations or folder, f"Diving48_V2_{split}.json", folder)
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(_text(file))
         wanted = [(str(entry["vid_name"]), int(entry["label"])) for entry in entries]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{file}: not a list of objects with vid_name and label ({error})") from None
@@ -160,8 +160,15 @@ def listed(
 # Reading lists
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not a UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]  # names may begin with "#"
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]  # names may begin with "#"
 
 
 def _class_of(name: str) -> str:
@@ -176,7 +183,7 @@ def _is_list(path: Path, names: Iterable[str]) -> bool:
 
 def _kinetics_rows(file: Path) -> list[tuple[str, str]]:
     """(name or path, class name or number) of each line."""
-    text = file.read_text()
+    text = _text(file)
     first = text.split("\n", 1)[0]
     if "youtube_id" in first:
         rows = csv.DictReader(text.splitlines())
