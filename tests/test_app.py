@@ -336,6 +336,8 @@ def test_a_sweep_runs_every_job_prints_one_table_and_skips_what_is_done(small: l
     report = (tmp_path / "sweep/report.md").read_text()
     for result in results:
         assert f"{read_json(result)['linear']['top1']:.1f}" in report
+        step = read_json(result.with_name("run.json"))["tasks"]["pretrain"]["seconds_per_step"]
+        assert f"| {step:.3f} |" in report
     before = {path: path.stat().st_mtime_ns for path in results}
     again = launch(words, tmp_path)
     assert again.status == DONE

@@ -103,9 +103,10 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
                     log.rewind(begun.get(name, {}).get("metrics", log.position()))
                 _note_task(log, folder, name, log.position())
                 options = TASKS.get(name)(**read_options(task, config[name]))
-                started, cpu = time.monotonic(), _cpu_seconds()
+                started, cpu, run.speed = time.monotonic(), _cpu_seconds(), {}
                 figures = options(run)
-                result = _finish_task(log, folder, name, figures, time.monotonic() - started, _cpu_seconds() - cpu)
+                spent = {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu, **run.speed}
+                result = _finish_task(log, folder, name, figures, spent)
     except Exception as error:
         if not isinstance(error, (ConfigError, distributed.Stopped)):
             log.error(f"{type(error).__name__}: {error}")
@@ -220,7 +221,7 @@ def _note_task(log: Any, folder: Path, name: str, position: int) -> None:
 
 
 def _finish_task(
-    log: Any, folder: Path, name: str, figures: dict[str, float], seconds: float, cpu_seconds: float
+    log: Any, folder: Path, name: str, figures: dict[str, float], spent: dict[str, float]
 ) -> dict[str, Any]:
     """Log and keep a task's figures; result.json is written last, so that it holds finished tasks only."""
     log.figures(name, figures)
@@ -230,7 +231,7 @@ def _finish_task(
     if log.is_main:
         log.flush()
         record = _read_json(folder / "run.json")
-        record["tasks"][name] |= {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)}
+        record["tasks"][name] |= {what: round(value, 4) for what, value in spent.items()}
         _write_json(folder / "run.json", record)
         _write_json(folder / "result.json", result)
     return result

@@ -70,6 +70,7 @@ class Run:
     log: Log
     device: torch.device
     checkpoint: str | None = None  # what the next task starts from
+    speed: dict[str, float] = field(default_factory=dict)  # of the task that trained last, for run.json
     listings: dict[str, Listing] = field(default_factory=dict)
     manifests: dict[tuple, Manifest] = field(default_factory=dict)
 
@@ -84,7 +85,7 @@ class Run:
 
 
 def _trains(section: Any) -> bool:
-    return isinstance(section, dict) and "optimizer" in section
+    return isinstance(section, dict) and "epochs" in section
 
 
 # ---------------------------------------------------------------------------------------------------------------------

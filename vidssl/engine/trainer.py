@@ -102,13 +102,7 @@ class Trainer:
         best state is the one with the highest such figure, or, for tasks without validation (None), the one after the
         epoch with the lowest mean loss.
         """
-        self.learner.to(self.device)
-        if self.options.channels_last:
-            for parameter in self.learner.parameters():
-                if parameter.ndim == 5:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-        self._restore()
-        model = self._distributed()
+        model = self.prepare()
         steps_per_epoch = len(loader) // self.options.accumulate
         total = steps_per_epoch * self.epochs
         self.begun_at = time.monotonic()
@@ -133,13 +127,24 @@ class Trainer:
         self.save()
         return self.progress
 
+    def prepare(self) -> nn.Module:
+        """The learner on its device with the saved state, if there is one, and among the other ranks' learners."""
+        self.learner.to(self.device)
+        if self.options.channels_last:
+            for parameter in self.learner.parameters():
+                if parameter.ndim == 5:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        self._restore()
+        self.learner.train()
+        return self._distributed()
+
     def _epoch(self, model: nn.Module, loader: Loader, steps_per_epoch: int, total: int, bar: Bar) -> None:
         """Train until the epoch ends or the last step is done."""
         progress = self.progress
         batches = loader.epoch(progress.epoch, progress.batch)
         self.learner.train()
         while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
-            self._step(model, batches, steps_per_epoch)
+            self.step(model, batches, steps_per_epoch)
             if progress.step % self.options.log_every == 0:
                 self._flush(steps_per_epoch)
             bar.advance(1, self._note())
@@ -149,7 +154,8 @@ class Trainer:
                 self.save()
                 raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}")
 
-    def _step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> None:
+    def step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> bool:
+        """Batches in, new weights out. Whether the weights are new: not while a method's queues fill."""
         progress = self.progress
         rate = self.schedule.factor(progress.step / steps_per_epoch, self.epochs)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -162,7 +168,8 @@ class Trainer:
             with _no_sync(model, not is_last):
                 outputs.append(self._forward_backward(model, batch))
             progress.batch += 1
-        if all(output.update for output in outputs):
+        updated = all(output.update for output in outputs)
+        if updated:
             if self.options.clip_grad > 0:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.options.clip_grad)
@@ -175,6 +182,7 @@ class Trainer:
             scalars[name] = torch.stack([output.scalars[name].detach().float() for output in outputs]).mean()
         self.on_device.append((base * rate, list(scalars), torch.stack(list(scalars.values()))))
         self.steps += 1
+        return updated
 
     def _take(self, batches: Iterator[Batch]) -> Batch:
         begun = time.monotonic()
@@ -245,12 +253,12 @@ class Trainer:
         return dict(self.progress.last)
 
     def speed(self) -> dict[str, float]:
-        """Of this start: clips/s, steps/s, and the share of time spent waiting for data."""
+        """Of this start: clips/s, share of time spent waiting for data, seconds of a step without that."""
         seconds = max(1e-9, time.monotonic() - self.begun_at)
         return {
             "clips_per_second": self.clips / seconds,
-            "steps_per_second": self.steps / seconds,
             "waiting_for_data": self.waited / seconds,
+            "seconds_per_step": (seconds - self.waited) / max(1, self.steps),
         }
 
     def _note(self) -> str:

@@ -22,6 +22,8 @@ from vidssl.tasks import TASKS, Task
 class Column(NamedTuple):
     title: str
     meaning: str
+    digits: int = 1
+    is_share: bool = True  # percent; others are compared by ratio and not drawn
 
 
 # Shown in this order where runs have them; all other figures are in each run's result.json
@@ -35,7 +37,10 @@ COLUMNS = {
     "retrieve.motion_preference": Column(
         "motion preference", "0: only the background counts for the features, 100: only the motion"
     ),
-    "cpu_seconds": Column("CPU s", "processor seconds of the run"),
+    "bench.ratio": Column("step, times", "seconds of a training step over those of the baseline", 2, False),
+    "bench.flop_ratio": Column("FLOPs, times", "the same of floating-point operations", 2, False),
+    "seconds_per_step": Column("s/step", "seconds of a pretraining step without waiting for data", 3, False),
+    "cpu_seconds": Column("CPU s", "processor seconds of the run", 1, False),
 }
 
 
@@ -147,6 +152,8 @@ def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
     found = {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
     if record["status"] == "done":
         found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
+        step = record["tasks"].get("pretrain", {}).get("seconds_per_step", 0.0)
+        found |= {"seconds_per_step": step} if step > 0 else {}
     return found
 
 
@@ -180,15 +187,16 @@ def by_run(settings: list[Setting]) -> Sheet:
     for setting in settings:
         for place, run in enumerate(setting.runs):
             seed = str(run.seed) if run.status == "done" else f"{run.seed} ({run.status})"
-            cells = [f"{run.figures[name]:.1f}" if name in run.figures else "-" for name in names]
+            cells = [f"{run.figures[name]:.{COLUMNS[name].digits}f}" if name in run.figures else "-" for name in names]
             rows.append([setting.label if place == 0 else "", seed, *cells])
         if len(setting.runs) > 1:
-            rows.append(["", "mean", *(_spread(list(setting.by_seed(name).values())) for name in names)])
+            means = (_spread(list(setting.by_seed(name).values()), COLUMNS[name].digits) for name in names)
+            rows.append(["", "mean", *means])
     return Sheet("", ["", "seed", *(COLUMNS[name].title for name in names)], rows)
 
 
 def differences(settings: list[Setting], baseline: str) -> Sheet:
-    """Each other setting minus the baseline: the mean, and seed by seed."""
+    """Each other setting against the baseline, the mean and seed by seed: percents by difference, times by ratio."""
     base = next(setting for setting in settings if setting.label == baseline)
     names = [name for name in _names(settings) if name != "cpu_seconds"]
     rows = []
@@ -198,17 +206,22 @@ def differences(settings: list[Setting], baseline: str) -> Sheet:
         cells = []
         for name in names:
             ours, theirs = setting.by_seed(name), base.by_seed(name)
-            gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-            each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-            cells.append(f"{statistics.mean(gaps):+.1f} ({each})" if gaps else "-")
+            seeds = [seed for seed in ours if seed in theirs]
+            if COLUMNS[name].is_share:
+                gaps, form = [ours[seed] - theirs[seed] for seed in seeds], "{:+.1f}"
+            else:
+                gaps, form = [ours[seed] / theirs[seed] for seed in seeds], "x {:.2f}"
+            each = ", ".join(form.format(gap) for gap in gaps)
+            mean = form.format(statistics.mean(gaps)) if gaps else "-"
+            cells.append(f"{mean} ({each})" if len(gaps) > 1 else mean)
         rows.append([f"{setting.label} - {baseline}", *cells])
     return Sheet("seed by seed", ["", *(COLUMNS[name].title for name in names)], rows)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], digits: int) -> str:
     if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
+        return f"{values[0]:.{digits}f}" if values else "-"
+    return f"{statistics.mean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}"
 
 
 def markdown(sheets: Sequence[Sheet], legend: list[str], note: str) -> str:
@@ -235,7 +248,7 @@ img { image-rendering: pixelated; display: block }
 
 def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend: list[str], note: str) -> str:
     """A page of its own: tables, a dot for every run, the pictures that the runs left."""
-    names = [name for name in _names(settings) if name != "cpu_seconds"]
+    names = [name for name in _names(settings) if COLUMNS[name].is_share]
     title = html.escape(folder.name or "report")
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vidssl: {title}</title>',
