@@ -228,6 +228,24 @@ def test_golden_r3d18_in_torchvisions_layout(tmp_path: Path) -> None:
     close(classifier.logits(clip), file["r3d_output"], 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize("file", ["moco/I3D", "moco/I3D_eval", "be/c3d_finetune"])
+def test_names_may_come_without_wrappers_and_entries_without_a_checkpoint(file: str, tmp_path: Path) -> None:
+    state = {key.removeprefix("module."): value for key, value in entries(file).items()}
+    weights, _, report = load(state, tmp_path)
+    assert not report.missing
+    assert bool(weights.classifier) == (file in CLASSIFIERS)
+
+
+def test_a_released_checkpoint_without_a_layer_fails_loudly(tmp_path: Path) -> None:
+    state = entries("moco/r2plus1d_18")
+    del state["module.encoder_q.layer3.1.conv2.0.3.weight"]
+    torch.save({"state_dict": state}, tmp_path / "released.pth.tar")
+    weights = build.read_weights(str(tmp_path / "released.pth.tar"))
+    assert weights.section is None
+    with pytest.raises(ConfigError, match=r"1 missing: layer3.1.conv2.0.3.weight"):
+        load_backbone(weights, BACKBONES.build({"name": "r2plus1d18"}))
+
+
 def test_parts_that_depend_on_the_release_are_left_aside_by_name(tmp_path: Path) -> None:
     extra = {"aug_gpu.blur.sigma": torch.zeros(1), "somebody.elses": torch.zeros(1)}
     state = entries("fima/r2plus1d_ucf101") | {f"module.{key}": value for key, value in extra.items()}

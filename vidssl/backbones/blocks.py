@@ -6,6 +6,8 @@ forward: clip float32 [B, 3, T, H, W] -> map [B, out_channels, T / time, H / spa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from vidssl.registry import Registry
@@ -15,9 +17,7 @@ BACKBONES = Registry("backbone", "vidssl.backbones")
 Size3 = tuple[int, int, int]
 
 
-def split_conv(
-    in_width: int, out_width: int, middle: int, stride: Size3, kernel: Size3 = (3, 3, 3)
-) -> list[nn.Module]:
+def split_conv(in_width: int, out_width: int, middle: int, stride: Size3, kernel: Size3 = (3, 3, 3)) -> list[nn.Module]:
     """A convolution as one over space and one over time, batch norm and ReLU between. Tran et al., "A Closer Look at
     Spatiotemporal Convolutions for Action Recognition", CVPR 2018."""
     (t, h, w), (time, *space) = kernel, stride
@@ -37,7 +37,7 @@ def split_width(in_width: int, out_width: int, kernel: Size3 = (3, 3, 3)) -> int
 
 def kaiming(network: nn.Module) -> None:
     """Kaiming normal, fan out, for all convolutions; batch norm starts as 1 and 0 anyway."""
-    for module in network.modules():
+    for module in _drawn(network):
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
@@ -47,8 +47,13 @@ def kaiming(network: nn.Module) -> None:
 def xavier(network: nn.Module) -> None:
     """How BE's release starts: convolutions Xavier uniform with gain sqrt(2), biases as PyTorch has them; scales of
     batch norm around 1 with spread 0.02."""
-    for module in network.modules():
+    for module in _drawn(network):
         if isinstance(module, nn.Conv3d):
             nn.init.xavier_uniform_(module.weight, gain=2**0.5)
         elif isinstance(module, nn.BatchNorm3d):
             nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def _drawn(network: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose weights exist: on the meta device nothing is drawn, and trying imports half of torch."""
+    return (module for module in network.modules() if not any(p.is_meta for p in module.parameters(recurse=False)))

@@ -163,9 +163,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.out_width = width
         middle = split_width(in_width, width)  # from the block's widths, for both convolutions
-        self.conv1 = nn.Sequential(
-            conv(in_width, width, middle, stride), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
-        )
+        self.conv1 = nn.Sequential(conv(in_width, width, middle, stride), nn.BatchNorm3d(width), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(conv(width, width, middle, (1, 1, 1)), nn.BatchNorm3d(width))
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None

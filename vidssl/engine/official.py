@@ -44,7 +44,11 @@ R2PLUS1D = (
     (r"\.downsamplebn\.", r".downsample.1."),
 )
 S3D = ((r"^feature\.", r""),)
-RENAMED = {"layer1.0.bn1.weight": R3D, "conv1.spatial_conv.weight": R2PLUS1D, "feature.sepConv1.sep_conv.0.bn.weight": S3D}
+RENAMED = {
+    "layer1.0.bn1.weight": R3D,
+    "conv1.spatial_conv.weight": R2PLUS1D,
+    "feature.sepConv1.sep_conv.0.bn.weight": S3D,
+}
 
 
 class Released(NamedTuple):
