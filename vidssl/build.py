@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +21,14 @@ from vidssl.data.manifest import Listing, Manifest, read_manifest
 from vidssl.data.sources import SOURCES
 from vidssl.data.spatial import CROPS
 from vidssl.data.synthetic import render_missing
-from vidssl.engine.checkpoint import LoadReport, load_backbone, load_weights
+from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_weights
 from vidssl.engine.log import Log
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.engine.trainer import HALF, Trainer, TrainerOptions
 from vidssl.evaluation.features import per_video
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, Whole, read_options
+from vidssl.registry import ConfigError, Count, Whole, read_options, schema
 
 UNTRAINED = "none"  # checkpoint=none: the network as it is initialized
 
@@ -108,17 +108,32 @@ def untrained_backbone(run: Run) -> nn.Module:
     return BACKBONES.build(run.config["backbone"])
 
 
+def read_weights(checkpoint: str) -> Weights:
+    """The weights in a file and the backbone they are for; a released file does not say, but one of ours fits."""
+    weights = load_weights(checkpoint)
+    if weights.section is not None:
+        return weights
+    sizes = {name: value.shape for name, value in weights.backbone.items()}
+    for name in BACKBONES.names():
+        if not schema(BACKBONES.get(name)):
+            with torch.device("meta"):  # no memory, no weights
+                network = BACKBONES.build({"name": name})
+            if sizes == {key: value.shape for key, value in network.state_dict().items()}:
+                return replace(weights, section={"name": name})
+    return weights
+
+
 def load_checkpoint(run: Run, network: nn.Module) -> LoadReport:
-    weights = load_weights(run.checkpoint)
+    weights = read_weights(run.checkpoint)
     if weights.section not in (None, run.config["backbone"]):
         raise ConfigError(backbone_mismatch(run.checkpoint, weights.section, run.config["backbone"]))
     return load_backbone(weights, network)
 
 
 def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
-    options = " ".join(f"backbone.{key}={value}" for key, value in found.items() if key != "name")
+    options = "".join(f" backbone.{key}={value}" for key, value in found.items() if key != "name")
     return (
-        f"checkpoint={checkpoint}: holds another backbone than {wanted['name']}; add backbone={found['name']} {options}"
+        f"checkpoint={checkpoint}: holds another backbone than {wanted['name']}; add backbone={found['name']}{options}"
     )
 
 

@@ -14,7 +14,7 @@ from vidssl.build import UNTRAINED
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
-from vidssl.engine.checkpoint import find_checkpoint, load_backbone, load_weights
+from vidssl.engine.checkpoint import load_backbone
 from vidssl.engine.trainer import TrainerOptions
 from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError, Count, Registry, Share, Whole, check_options, read_options
@@ -66,7 +66,7 @@ def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     if chosen or config.get("checkpoint") in (None, UNTRAINED):
         return config
     try:
-        section = load_weights(config["checkpoint"]).section
+        section = build.read_weights(config["checkpoint"]).section
     except ConfigError:
         return config  # told by check
     return {key: section if key == "backbone" and section else value for key, value in config.items()}
@@ -129,7 +129,7 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
     parts = ranks * config["trainer"]["accumulate"]
     for key, task in tasks.items():
         frames, size = getattr(task, "clip_frames", None), getattr(task, "crop_size", None)
-        if task.splits and frames is not None and frames % time:
+        if frames is not None and frames % time:
             problems.append(
                 f"{_whose(config, key, 'clip_frames')}={frames}: backbone={name} needs a multiple of {time}"
             )
@@ -187,7 +187,7 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
         left = "classifier"
         if given != UNTRAINED:
             try:
-                weights = load_weights(find_checkpoint(given))
+                weights = build.read_weights(given)
             except ConfigError as error:
                 return error.problems
             if weights.section not in (None, config["backbone"]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,10 @@ class Weights:
     """Weights found in a file, under the names of our modules."""
 
     backbone: dict[str, Tensor]
-    classifier: dict[str, Tensor]  # weight [classes, C] and bias [classes]; empty if the file has none
+    classifier: dict[str, Tensor]  # weight [classes, C] or [classes, C, k], bias [classes]; empty if the file has none
     section: dict[str, Any] | None  # the backbone's configuration, where the file says it
     layout: str  # what kind of file it is
-    ignored: tuple[str, ...] = ()  # names that belong to neither, such as heads and queues
+    ignored: dict[str, str] = field(default_factory=dict)  # name that belongs to neither -> what it is
     unit: bool = False  # the classifier wants features of length 1
 
 
@@ -82,7 +84,7 @@ def find_checkpoint(given: str | os.PathLike) -> Path:
 
 
 def load_weights(given: str | os.PathLike) -> Weights:
-    """Read the weights of our own states and safetensors files. Raises ConfigError if it is neither."""
+    """The weights of our own states and safetensors files, and of released ones. Raises ConfigError for others."""
     path = find_checkpoint(given)
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
@@ -91,7 +93,7 @@ def load_weights(given: str | os.PathLike) -> Weights:
         learner, prefix = state["learner"], state["backbone_prefix"]
         backbone = {key.removeprefix(prefix): value for key, value in learner.items() if key.startswith(prefix)}
         head = {key.removeprefix("head."): value for key, value in learner.items() if key.startswith("head.")}
-        others = tuple(key for key in learner if not key.startswith((prefix, "head.")))
+        others = {key: key.partition(".")[0] for key in learner if not key.startswith((prefix, "head."))}
         task, config = state["task"], state["config"]
         unit = config[task].get("normalize") == "unit"
         return Weights(backbone, head, config["backbone"], f"vidssl {task} state", others, unit)
@@ -111,7 +113,8 @@ def _from_safetensors(path: Path) -> Weights:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # BE keeps its options so; nothing but a record
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -128,10 +131,12 @@ class LoadReport:
     missing: tuple[str, ...]  # in the network, not in the file
     unexpected: tuple[str, ...]  # in the file under a backbone name, not in the network
     misshapen: tuple[str, ...]
-    ignored: tuple[str, ...]
+    ignored: dict[str, str]  # name -> what it is
 
     def lines(self) -> list[str]:
-        lines = [f"{self.layout}: {self.matched} tensors matched, {len(self.ignored)} of other parts left aside"]
+        parts = Counter(self.ignored.values()).items()
+        aside = "; left aside: " + ", ".join(f"{count} {part}" for part, count in parts) if parts else ""
+        lines = [f"{self.layout}: {self.matched} tensors matched{aside}"]
         for word, names in (
             ("missing", self.missing),
             ("unexpected", self.unexpected),

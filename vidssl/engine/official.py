@@ -1,10 +1,12 @@
 """The papers' released checkpoints -> our names.
 
-Only the key layouts are known here; backbones carry the releases' layer names where these are layer names at all.
+Only the key layouts are known here; backbones carry the releases' layer names where these are layer names at all. What
+a file is, is read from what it holds, never from its name.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,37 +14,105 @@ from torch import Tensor
 
 from vidssl.registry import ConfigError
 
-HEADS = ("fc.", "id_head.")  # projection heads of R(2+1)D and I3D in the FAME release
-QUERY, KEY = "encoder_q.", "encoder_k."
+WRAPPERS = ("module.", "base_model.")  # DistributedDataParallel and DataParallel; BE's fine-tuning
+QUERY = "encoder_q."
+CLASSIFIERS = ("fc", "linear", "cp", "conv3d_0c_1x1_custom.conv3d")
+LEFT_ASIDE = {  # pattern of the name -> why it is of no use here
+    r"encoder_k\.": "twin",
+    r"(motion_)?queue(_\w+)?$": "queue",
+    r"(encoder_q\.)?(fc|id_head|f[vsd][vsd])\.": "projection head",
+    r"cls_token$|(projector_dense(_k)?|embedding[12]|transformer_decoder)\.": "FIMA's local branch",
+    r"painting_(Gen|Dis)\.": "BE's unpublished inpainting",
+    r"aug_gpu\.": "augmentation",
+}
+R3D = (  # BE's names -> torchvision's, one rule after the other
+    (r"^conv1\.", r"stem.0."),
+    (r"^bn1\.", r"stem.1."),
+    (r"^(layer.+)\.conv(\d)\.", r"\1.conv\2.0."),
+    (r"^(layer.+)\.bn(\d)\.", r"\1.conv\2.1."),
+)
+R2PLUS1D = (
+    (r"\.spatial_conv\.", r".0."),
+    (r"\.bn\.", r".1."),
+    (r"\.temporal_conv\.", r".3."),
+    (r"^conv1\.", r"stem."),
+    (r"^bn1\.", r"stem.4."),
+    *((rf"^conv{n + 1}\.block1\.", rf"layer{n}.0.") for n in (1, 2, 3, 4)),
+    (r"\.conv(\d)\.", r".conv\1.0."),
+    (r"\.bn(\d)\.", r".conv\1.1."),
+    (r"\.downsampleconv\.", r".downsample.0."),
+    (r"\.downsamplebn\.", r".downsample.1."),
+)
+S3D = ((r"^feature\.", r""),)
+RENAMED = {
+    "layer1.0.bn1.weight": R3D,
+    "conv1.spatial_conv.weight": R2PLUS1D,
+    "feature.sepConv1.sep_conv.0.bn.weight": S3D,
+}
 
 
 class Released(NamedTuple):
     """Weights under our names."""
 
     backbone: dict[str, Tensor]
-    classifier: dict[str, Tensor]  # weight and bias, if the file has them
+    classifier: dict[str, Tensor]  # weight [classes, C] or, over time, [classes, C, k]; bias; empty if there is none
     layout: str
-    ignored: tuple[str, ...]  # heads, twin, queue
+    ignored: dict[str, str]  # name -> why
 
 
 def read_official(state: Any, path: Path) -> Released:
-    """The state of a released MoCo or FAME file: pretraining (encoder_q, encoder_k, queue) or fine-tuned classifier.
+    """The state of a released file, pretraining or fine-tuned, or a bare state dict of one.
 
-    Accepts names with and without "module." in front and a bare state dict. Raises ConfigError for anything else.
+    MoCo, FAME, DCLR and FIMA keep {state_dict: encoder_q.*, encoder_k.*, queues, ...}, BE {model: layers and id_head};
+    classifiers have the layers and a last one. Raises ConfigError for anything else.
     """
-    entries = state.get("state_dict", state) if isinstance(state, dict) else None
+    entries = state
+    for key in ("state_dict", "model"):
+        entries = entries.get(key, entries) if isinstance(entries, dict) else None
     if not isinstance(entries, dict) or not entries or not all(isinstance(v, Tensor) for v in entries.values()):
         raise ConfigError(
             f"checkpoint={path}: holds no state_dict of tensors; not a checkpoint of ours or of a release"
         )
-    entries = {key.removeprefix("module."): value for key, value in entries.items()}
+    for wrapper in WRAPPERS:
+        entries = {key.removeprefix(wrapper): value for key, value in entries.items()}
+    ignored = {key: why for key in entries if (why := _why_ignored(key))}
     if any(key.startswith(QUERY) for key in entries):
-        own = {key.removeprefix(QUERY): value for key, value in entries.items() if key.startswith(QUERY)}
-        backbone = {key: value for key, value in own.items() if not key.startswith(HEADS)}
-        ignored = [QUERY + key for key in own if key.startswith(HEADS)]
-        ignored += [key for key in entries if not key.startswith(QUERY)]
-        return Released(backbone, {}, "released MoCo/FAME pretraining checkpoint", tuple(ignored))
-    backbone = {key: value for key, value in entries.items() if not key.startswith(HEADS)}
-    classifier = {name: entries[f"fc.{name}"] for name in ("weight", "bias") if f"fc.{name}" in entries}
-    ignored = [key for key in entries if key.startswith(HEADS) and key not in ("fc.weight", "fc.bias")]
-    return Released(backbone, classifier, "released classifier checkpoint", tuple(ignored))
+        own = {key.removeprefix(QUERY): v for key, v in entries.items() if key.startswith(QUERY) and key not in ignored}
+        ignored |= {key: "unknown part" for key in entries if not key.startswith(QUERY) and key not in ignored}
+        return Released(_renamed(own), {}, "released pretraining checkpoint", ignored)
+    pretrained = any(key.startswith("id_head.") for key in entries)
+    classifier = {} if pretrained else _classifier(entries)
+    last = () if pretrained else tuple(f"{name}.{kind}" for name in CLASSIFIERS for kind in ("weight", "bias"))
+    own = {key: value for key, value in entries.items() if key not in ignored and key not in last}
+    ignored = {key: why for key, why in ignored.items() if not (classifier and key in last)}
+    kind = "pretraining" if pretrained else "classifier"
+    return Released(_renamed(own), classifier, f"released {kind} checkpoint", ignored)
+
+
+def _why_ignored(key: str) -> str | None:
+    return next((why for pattern, why in LEFT_ASIDE.items() if re.match(pattern, key)), None)
+
+
+def _classifier(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The last layer, as a linear one where it is one on a map's mean.
+
+    BE's R3D has a 1 x 1 x 1 convolution on it; its I3D and S3D-G one over time, on the means of neighboring frames.
+    """
+    name = next((name for name in CLASSIFIERS if f"{name}.weight" in entries), None)
+    if name is None:
+        return {}
+    weight = entries[f"{name}.weight"].flatten(2) if entries[f"{name}.weight"].ndim == 5 else entries[f"{name}.weight"]
+    if name == "cp":
+        weight = weight.squeeze(2)
+    bias = entries.get(f"{name}.bias")
+    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
+
+
+def _renamed(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    rules = next((rules for key, rules in RENAMED.items() if key in own), ())
+    renamed = {}
+    for key, value in own.items():
+        for pattern, ours in rules:
+            key = re.sub(pattern, ours, key)
+        renamed[key] = value
+    return renamed

@@ -69,6 +69,42 @@ class Classifier(Learner):
         return pooled(self.backbone, clip, unit=self.unit)
 
 
+class MapClassifier(Classifier):
+    """The classifier of BE's release on I3D and S3D-G, to score its files: means over space and over neighboring map
+    frames, a convolution over time, the mean of what it says.
+
+    weight [classes, C, k].
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: Callable[[Tensor], Tensor],
+        weight: Tensor,
+    ):
+        classes, width, size = weight.shape
+        super().__init__(backbone, augment, classes, dropout=0.0, frozen=True, unit=False)
+        self.head = nn.Conv1d(width, classes, size, padding=size // 2)
+
+    def logits(self, clip: Tensor) -> Tensor:
+        frames = self.backbone(clip).mean(dim=(3, 4))  # [B, C, t]
+        pairs = F.avg_pool1d(frames, min(2, frames.shape[2]), stride=1)
+        return self.head(pairs).mean(dim=2).float()
+
+
+def restored(
+    backbone: nn.Module, augment: Callable[[Tensor], Tensor], layer: dict[str, Tensor], *, unit: bool
+) -> Classifier:
+    """A frozen classifier with the last layer of a checkpoint: weight [classes, C] or [classes, C, k], bias."""
+    if layer["weight"].ndim == 3:
+        classifier: Classifier = MapClassifier(backbone, augment, layer["weight"])
+    else:
+        classes = len(layer["weight"])
+        classifier = Classifier(backbone, augment, classes, dropout=0.0, frozen=True, unit=unit)
+    classifier.head.load_state_dict(layer)
+    return classifier
+
+
 class Probe(Learner):
     """The linear layer alone, on features that were extracted before."""
 

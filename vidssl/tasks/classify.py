@@ -14,7 +14,7 @@ from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
 from vidssl.data.loader import Order
 from vidssl.engine.checkpoint import load_weights, save_state
-from vidssl.evaluation.classifier import Classifier, Probe, pooled
+from vidssl.evaluation.classifier import Classifier, Probe, pooled, restored
 from vidssl.evaluation.metrics import accuracy
 from vidssl.registry import ConfigError, Count, Share, Whole
 from vidssl.tasks import TASKS, Task
@@ -198,10 +198,8 @@ class Test(ClipOptions, Task):
                 f"checkpoint={run.checkpoint}: its classifier tells {len(weights.classifier.get('bias', ()))} classes, "
                 f"dataset={run.config['dataset']['name']} has {classes}"
             )
-        classifier = Classifier(
-            backbone, build.color(run, self.augmentation), classes, dropout=0.0, frozen=True, unit=weights.unit
-        )
-        classifier.head.load_state_dict(weights.classifier)
+        color = build.color(run, self.augmentation)
+        classifier = restored(backbone, color, weights.classifier, unit=weights.unit)
         scoring = Scoring(
             self.clip_frames,
             self.frame_stride,
