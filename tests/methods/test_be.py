@@ -34,7 +34,7 @@ CONTRAST = BEContrast(
     key_bn="train",
 )  # fmt: skip
 MIX = {"gamma": 0.3, "lambda_scope": "batch", "frame_source": "clip", "p": 1.0}
-QUIET = Consistency(type="none", weight=1.0, on="conv_pooled", reverse_time=False, stop_grad_target=True)
+QUIET = Consistency(type="none", weight=1.0, of="conv_pooled", reverse_time=False, stop_grad_target=True)
 
 
 def changed(options: object, **changes: object):
@@ -324,16 +324,16 @@ def consistent(**changes: object) -> BE:
     return be(consistency=changed(QUIET, **changes))
 
 
-@pytest.mark.parametrize(("kind", "on"), [("mse", "conv_pooled"), ("mse", "embed"), ("tcr", "conv_pooled")])
-def test_consistency_adds_its_distance(kind: str, on: str) -> None:
+@pytest.mark.parametrize(("kind", "of"), [("mse", "conv_pooled"), ("mse", "embed"), ("tcr", "conv_pooled")])
+def test_consistency_adds_its_distance(kind: str, of: str) -> None:
     plain = be().train()(views()).loss
     for weight in (1.0, 3.0):
-        out = consistent(type=kind, on=on, weight=weight).train()(views())
+        out = consistent(type=kind, of=of, weight=weight).train()(views())
         torch.testing.assert_close(out.loss, plain + weight * out.scalars["consistency"])
     # equal networks on equal clips: nothing to add
     given = views()
     same = Trio(given.anchor, given.anchor, given.negative)
-    assert consistent(type=kind, on=on).train()(same).scalars["consistency"] < 1e-10
+    assert consistent(type=kind, of=of).train()(same).scalars["consistency"] < 1e-10
 
 
 def test_consistency_of_a_clip_that_runs_backwards_is_compared_in_turned_order() -> None:
@@ -374,7 +374,7 @@ def test_the_targets_gradient_can_be_kept() -> None:
     ("changes", "told"),
     [
         ({"extra_negative": "none", "detach_negative": True}, "method.detach_negative=true"),
-        ({"consistency": changed(QUIET, type="tcr", on="embed")}, "method.consistency.on=embed"),
+        ({"consistency": changed(QUIET, type="tcr", of="embed")}, "method.consistency.of=embed"),
         ({"consistency": changed(QUIET, type="mse", reverse_time=True)}, "method.consistency.reverse_time=true"),
         (
             {"consistency": changed(QUIET, type="tcr", reverse_time=True), "view": "both"},

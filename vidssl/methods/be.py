@@ -67,7 +67,7 @@ class Consistency:
 
     type: Literal["none", "mse", "tcr"]  # tcr: frame by frame of the map
     weight: Positive
-    on: Literal["conv_pooled", "embed"]
+    of: Literal["conv_pooled", "embed"]
     reverse_time: bool  # the distracting clip runs backwards, its features are compared in turned order
     stop_grad_target: bool  # true: the target is the twin's; false: the network's own, with gradient
 
@@ -242,7 +242,7 @@ class BE(Learner):
         target = key if self.consistency.stop_grad_target else features(self.online, views.positive)
         if self.consistency.type == "tcr":
             return temporal_consistency(query.pooled, target.pooled, reverse_time=self.consistency.reverse_time)
-        if self.consistency.on == "embed":
+        if self.consistency.of == "embed":
             return F.mse_loss(query.embedding, target.embedding)
         return F.mse_loss(query.pooled.mean(dim=2), target.pooled.mean(dim=2))
 
@@ -257,8 +257,8 @@ def refuse_contradictions(
     problems = []
     if detach and extra_negative == "none":
         problems.append("method.detach_negative=true: there is none; extra_negative=intra or inter")
-    if consistency.type == "tcr" and consistency.on == "embed":
-        problems.append("method.consistency.on=embed: an embedding has no time, which type=tcr compares; conv_pooled")
+    if consistency.type == "tcr" and consistency.of == "embed":
+        problems.append("method.consistency.of=embed: an embedding has no time, which type=tcr compares; conv_pooled")
     if consistency.reverse_time and consistency.type != "tcr":
         problems.append(f"method.consistency.reverse_time=true: needs type=tcr; type={consistency.type}")
     if consistency.reverse_time and view == "both":
