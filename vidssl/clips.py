@@ -24,12 +24,13 @@ class View:
 class ClipPlan:
     """The clips that one video gives: `windows` places in time, and the views cut from them.
 
-    random: different places, drawn anew each epoch. uniform: evenly from the first place to the last.
+    random: different places, drawn anew each epoch. uniform: evenly from the first place to the last. released: as BE's
+    release draws them.
     """
 
     windows: int
     views: tuple[View, ...]
-    placement: Literal["random", "uniform"] = "random"
+    placement: Literal["random", "uniform", "released"] = "random"
 
     @classmethod
     def uniform(cls, clips: int) -> ClipPlan:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vidssl.augment.blur import blur_matrix, kernel_size
 from vidssl.augment.photometric import (
     JITTER,
+    OneOfFour,
     Photometric,
     add_brightness,
     gaussian_blur,
@@ -157,3 +158,50 @@ def test_blur_width_once_per_run() -> None:
     widths = {chain(blur_draw="per_run").blur_sigma for _ in range(5)}
     assert len(widths) == 5
     assert all(low == high and 0.1 <= low <= 2.0 for low, high in widths)
+
+
+# -- one of four
+
+
+def one_of_four(**changes: object) -> OneOfFour:
+    options = {
+        "jitter": 1.0, "brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.75, 1.25),
+        "hue": (-0.5, 0.5), "flavor": "jitter", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0),
+    }  # fmt: skip
+    return OneOfFour(**{**options, **changes})
+
+
+def test_each_clip_gets_one_operation_of_four_equally_likely() -> None:
+    """With ranges of one value each, the four results are known."""
+    torch.manual_seed(0)
+    clip = torch.rand(1, 3, 2, 8, 8).expand(2000, -1, -1, -1, -1)
+    fixed = {"brightness": (0.7, 0.7), "contrast": (0.6, 0.6), "saturation": (0.8, 0.8), "hue": (0.25, 0.25)}
+    found = one_of_four(**fixed)(clip)
+    counts = []
+    for step, factor in zip(JITTER, (0.7, 0.6, 0.8, 0.25), strict=True):
+        expected = step(clip[:1], torch.full((1, 1, 1, 1, 1), factor))
+        counts.append(((found - expected).abs().flatten(1).amax(1) < 1e-5).sum().item())
+    assert sum(counts) == 2000
+    assert all(420 < count < 580 for count in counts)
+
+
+def test_share_of_clips_that_get_an_operation_and_statistics() -> None:
+    torch.manual_seed(0)
+    clip = torch.rand(1000, 3, 2, 4, 4) * 0.5 + 0.25
+    for jitter in (0.0, 0.4, 1.0):
+        changed = (one_of_four(jitter=jitter)(clip) != clip).flatten(1).any(1).float().mean().item()
+        assert changed == pytest.approx(jitter, abs=0.05)
+    normalized = one_of_four(jitter=0.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))(clip)
+    torch.testing.assert_close(normalized, chain(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))(clip))
+
+
+def test_one_draw_holds_for_all_frames_and_the_clip_is_left_alone() -> None:
+    torch.manual_seed(1)
+    still = torch.rand(16, 3, 1, 16, 16).expand(-1, -1, 5, -1, -1).contiguous()
+    before = still.clone()
+    for flavor in ("jiggle", "jitter"):
+        augment = one_of_four(flavor=flavor)
+        found = augment(still)
+        assert (found - found[:, :, :1]).abs().max() < 1e-6
+        assert not torch.equal(found, augment(still)), "drawn anew"
+    assert torch.equal(still, before)

@@ -6,9 +6,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, golden
 from vidssl.clips import ClipPlan, View
-from vidssl.data.sampling import frame_numbers, item_generator, window_starts
+from vidssl.data.sampling import (
+    RELEASED_WINDOW,
+    frame_numbers,
+    item_generator,
+    last_start,
+    moved_away,
+    restarted,
+    window_starts,
+)
 
 PAIR = ClipPlan(2, (View(0), View(1)))
 
@@ -65,3 +73,41 @@ def test_draws_depend_on_seed_epoch_and_index_alone(changed: tuple[int, int, int
 
     assert draw((0, 0, 0)) == draw((0, 0, 0))
     assert draw((0, 0, 0)) != draw(changed)
+
+
+# -- as BE's release places clips; it counts from 1
+
+
+def test_golden_frames_restart_at_the_first() -> None:
+    """method.placement=released."""
+    file = golden("be/clip_index.npz")
+    for (frames, stride, start, length), expected in zip(file["frame_cfg"], file["frames"], strict=True):
+        found = restarted(start - 1, frames, length, stride) + 1
+        assert found.tolist() == expected[expected >= 0].tolist()
+
+
+def test_golden_starts_leave_room_for_a_window() -> None:
+    for frames, stride, window, low, high in golden("be/clip_index.npz")["start_bounds"]:
+        assert (1, last_start(frames, stride, window) + 1) == (low, high)
+
+
+def test_golden_negatives_are_moved_away_from_their_anchor() -> None:
+    for frames, anchor, drawn, final in golden("be/clip_index.npz")["neg_start"]:
+        assert moved_away(drawn - 1, anchor - 1, frames) + 1 == final
+
+
+def test_released_placement_reaches_all_its_starts_and_no_others() -> None:
+    plan = ClipPlan(2, (View(0), View(0), View(1)), "released")
+    anchors, negatives = Counter(), Counter()
+    for i in range(2000):
+        anchor, positive, negative = frame_numbers(plan, 1 + 4 * RELEASED_WINDOW + 9, 16, 4, item_generator(0, 0, i))
+        assert anchor.tolist() == positive.tolist() == list(range(anchor[0], anchor[0] + 64, 4))
+        assert abs(int(negative[0]) - int(anchor[0])) >= 2
+        anchors[int(anchor[0])] += 1
+        negatives[int(negative[0])] += 1
+    assert sorted(anchors) == list(range(10))
+    assert max(anchors.values()) < 2 * min(anchors.values())
+    assert max(negatives) > 40, "moved by a third of the video"
+    short = frame_numbers(plan, 20, 16, 4, item_generator(0, 0, 0))
+    assert short[0].tolist() == [0, 4, 8, 12, 16] * 3 + [0]
+    assert short.max() < 19, "the last frame is never read"

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tests.conftest import moving_picture
 from vidssl.data.sampling import item_generator
-from vidssl.data.spatial import Box, Center, RandomResized, as_tensor, empty_clip, resize
+from vidssl.data.spatial import Box, Center, RandomResized, RandomRotated, TurnedBox, as_tensor, empty_clip, resize
 
 
 def crop(**changes: object) -> RandomResized:
@@ -66,6 +67,56 @@ def test_cut_mirrors() -> None:
     plain, mirrored = (Box(5, 6, 40, 50, flag).cut(picture) for flag in (False, True))
     np.testing.assert_array_equal(plain, picture[5:45, 6:56])
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("degrees", [-10.0, -3.7, 0.0, 0.4, 8.2, 10.0])
+def test_turned_cuts_are_those_of_pillow(degrees: float) -> None:
+    """Image.rotate, nearest; it computes places in fixed point, so that a few fall on the other side."""
+    picture = moving_picture(3, 97, 130)
+    turned = np.asarray(Image.fromarray(picture).rotate(degrees))
+    for box in (Box(0, 0, 97, 130), Box(11, 40, 84, 84)):
+        found = TurnedBox(box, degrees, 97, 130).cut(picture)
+        assert (found != box.cut(turned)).any(axis=2).mean() < 0.002
+
+
+def test_a_turn_leaves_the_center_and_blackens_the_corners() -> None:
+    picture = np.full((120, 160, 3), 255, np.uint8)
+    found = TurnedBox(Box(0, 0, 120, 160), 10.0, 120, 160).cut(picture)
+    assert found[0, 0].max() == found[-1, -1].max() == found[0, -1].max() == found[-1, 0].max() == 0
+    assert found[30:90, 30:130].min() == 255
+    assert found.shape == (120, 160, 3)
+
+
+def test_rotated_crops_are_full_sized_squares_anywhere_in_the_frame() -> None:
+    crop = RandomRotated(degrees=10.0, resize_short="auto", antialias=True)
+    boxes = [crop.box(240, 320, 112, item_generator(0, 0, i)) for i in range(600)]
+    assert {(box.height, box.width) for box in boxes} == {(210, 210)}
+    assert {box.box.top for box in boxes} >= {0, 30}
+    assert max(box.box.left for box in boxes) > 105
+    assert max(box.box.left for box in boxes) <= 110
+    angles = np.array([box.degrees for box in boxes])
+    assert np.abs(angles).max() <= 10
+    assert angles.std() == pytest.approx(20 / 12**0.5, rel=0.1)
+    assert boxes[0] == crop.box(240, 320, 112, item_generator(0, 0, 0))
+    assert boxes[0].shares(240, 320) == boxes[0].box.shares(240, 320)
+
+
+def test_without_degrees_a_rotated_crop_is_a_plain_one() -> None:
+    crop = RandomRotated(degrees=0.0, resize_short="auto", antialias=True)
+    picture = moving_picture(5, 120, 160)
+    box = crop.box(120, 160, 56, item_generator(0, 0, 0))
+    np.testing.assert_array_equal(box.cut(picture), box.box.cut(picture))
+
+
+def test_cutting_before_the_resize_is_near_the_releases_resize_before_cutting() -> None:
+    """Where the cut falls on whole pixels on both sides: 8/7 of 112 are 128, from 256 x 320 pixels."""
+    crop = RandomRotated(degrees=0.0, resize_short="auto", antialias=True)
+    assert crop.box(256, 320, 112, item_generator(0, 0, 0)).height == 224
+    picture = moving_picture(2, 256, 320)
+    clip = as_tensor(TurnedBox(Box(20, 40, 224, 224), 0.0, 256, 320).cut(picture)[None])
+    first = np.asarray(Image.fromarray(picture).resize((160, 128), Image.Resampling.BILINEAR))[10:122, 20:132]
+    difference = np.abs(crop.resize(clip, 112)[0].permute(1, 2, 0).numpy().astype(int) - first)
+    assert difference[1:-1, 1:-1].max() <= 1
 
 
 @pytest.mark.parametrize("antialias", [False, True])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, golden
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES, Schedule
 
 PLAIN = {"warmup_epochs": 0, "warmup_from": 0.0, "every": "epoch"}
@@ -38,6 +38,17 @@ def test_golden_rates_by_epoch(name: str) -> None:
         for within in (0.0, 0.4, 0.99):
             factor = found.factor(epoch + within, arguments["epochs"])
             assert arguments["lr"] * factor == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("array", "rate", "milestones", "decay"),
+    [("pt", 0.003, [120, 160, 200], 0.1), ("ft", 0.001, [10, 20, 25, 30, 35, 40], 0.3)],
+)
+def test_golden_rates_of_be(array: str, rate: float, milestones: list[int], decay: float) -> None:
+    """Its pretraining counts epochs from 1 and changes the rate after a milestone: that is at it, counted from 0."""
+    found, rates = schedule("steps", milestones=milestones, decay=decay), golden("be/lr.npz")[array]
+    for epoch, expected in enumerate(rates):
+        assert rate * found.factor(epoch, len(rates)) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_cosine_by_step_with_warm_up_ends_at_zero() -> None:

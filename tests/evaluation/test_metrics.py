@@ -10,7 +10,7 @@ from tests.conftest import golden
 from vidssl.clips import Batch
 from vidssl.evaluation.classifier import Classifier, Labelled, pooled
 from vidssl.evaluation.features import per_video
-from vidssl.evaluation.metrics import accuracy, knn, motion_preference, nearest, recall
+from vidssl.evaluation.metrics import accuracy, knn, motion_preference, nearest, recall, unit
 
 
 def test_golden_retrieval_centered() -> None:
@@ -25,6 +25,17 @@ def test_golden_retrieval_centered() -> None:
         file["test_features"], file["test_labels"], file["train_features"], file["train_labels"], centered=False
     )
     assert plain["R@1"] != pytest.approx(found["R@1"], abs=1e-6), "centering matters on this file"
+
+
+def test_golden_retrieval_of_be() -> None:
+    """retrieve.centered=false."""
+    file = {key: torch.from_numpy(np.asarray(value)) for key, value in golden("be/retrieval.npz").items()}
+    distance = 1 - unit(file["val_x"], centered=False) @ unit(file["train_x"], centered=False).T
+    torch.testing.assert_close(distance, file["cosine_distance"], rtol=0, atol=1e-6)
+    found = recall(file["val_x"], file["val_y"], file["train_x"], file["train_y"], centered=False)
+    for k, hits, percent in zip(*(file[key].tolist() for key in ("ks", "correct", "acc_percent")), strict=True):
+        assert round(found[f"R@{k}"] * len(file["val_y"]) / 100, 6) == hits
+        assert found[f"R@{k}"] == pytest.approx(percent)
 
 
 def test_accuracy_counts_the_k_highest() -> None:

@@ -71,10 +71,48 @@ class Photometric(nn.Module):
         return (clip - self.mean) / self.std
 
 
+@AUGMENTS.register("one_of_four")
+class OneOfFour(nn.Module):
+    """clip float32 [B, 3, T, S, S] in [0, 1] -> normalized float32, same shape. Draws anew at each call.
+
+    A clip gets a single one of the four operations, each as likely: what the color jitter of BE's release comes to,
+    which was meant to apply all. jitter: probability that a clip gets any; the rest as in photometric.
+    """
+
+    def __init__(
+        self,
+        *,
+        jitter: Share,
+        brightness: tuple[float, float],
+        contrast: tuple[float, float],
+        saturation: tuple[float, float],
+        hue: tuple[float, float],
+        flavor: Literal["jiggle", "jitter"],
+        mean: tuple[float, float, float],
+        std: tuple[Positive, Positive, Positive],
+    ):
+        super().__init__()
+        self.jitter, self.ranges = jitter, (brightness, contrast, saturation, hue)
+        self.steps = JIGGLE if flavor == "jiggle" else JITTER
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, clip: Tensor) -> Tensor:
+        count = clip.shape[0]
+        operation = torch.where(_draw(count, self.jitter), torch.randint(4, (count,)), -1)
+        for number, (bounds, step) in enumerate(zip(self.ranges, self.steps, strict=True)):
+            clip = _on_some(clip, operation == number, step, _uniform(count, bounds))
+        return (clip - self.mean) / self.std
+
+
 def to_gray(clip: Tensor) -> Tensor:
     """[B, 3, T, H, W] -> same shape with three equal channels."""
-    weights = clip.new_tensor(LUMA).view(3, 1, 1, 1)
-    return (clip * weights).sum(1, keepdim=True).expand_as(clip)
+    return _gray(clip).expand_as(clip)
+
+
+def _gray(clip: Tensor) -> Tensor:
+    return (clip * clip.new_tensor(LUMA).view(3, 1, 1, 1)).sum(1, keepdim=True)
 
 
 def add_brightness(clip: Tensor, factor: Tensor) -> Tensor:
@@ -117,31 +155,26 @@ def gaussian_blur(clip: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack(blurred)
 
 
-def _kornia(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """One of kornia's image functions, frame by frame."""
-
-    def step(clip: Tensor, factor: Tensor) -> Tensor:
-        import kornia.enhance
-
-        frames = clip.transpose(1, 2)
-        factor = factor.flatten().repeat_interleave(frames.shape[1])
-        changed = getattr(kornia.enhance, name)(frames.flatten(0, 1), factor)
-        return changed.view_as(frames).transpose(1, 2)
-
-    return step
+def scale_brightness(clip: Tensor, factor: Tensor) -> Tensor:
+    return (clip * factor).clamp(0, 1)
 
 
-def _turns_to_radians(step: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda clip, turns: step(clip, turns * 2 * torch.pi)
+def blend_contrast(clip: Tensor, factor: Tensor) -> Tensor:
+    """About each frame's mean gray."""
+    return _blend(_gray(clip).mean((3, 4), keepdim=True), clip, factor)
+
+
+def blend_saturation(clip: Tensor, factor: Tensor) -> Tensor:
+    """About each pixel's gray."""
+    return _blend(_gray(clip), clip, factor)
+
+
+def _blend(middle: Tensor, clip: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(middle, clip, factor).clamp_(0, 1)
 
 
 JIGGLE = (add_brightness, scale_contrast, scale_saturation, shift_hue)
-JITTER = (
-    _kornia("adjust_brightness_accumulative"),
-    _kornia("adjust_contrast_with_mean_subtraction"),
-    _kornia("adjust_saturation_with_gray_subtraction"),
-    _turns_to_radians(_kornia("adjust_hue")),
-)
+JITTER = (scale_brightness, blend_contrast, blend_saturation, shift_hue)
 NEUTRAL = ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0))
 
 

@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 from vidssl.clips import Batch, ClipPlan
 from vidssl.data.manifest import Manifest
 from vidssl.data.sampling import frame_numbers, item_generator
-from vidssl.data.spatial import Box, as_tensor, empty_clip
+from vidssl.data.spatial import AnyBox, as_tensor, empty_clip
 from vidssl.data.video import VideoError, rgb_frames
 
 MOST_ATTEMPTS = 20
 
 
 class Crop(Protocol):
-    def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box: ...
+    def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> AnyBox: ...
 
     def resize(self, clip: Tensor, size: int) -> Tensor: ...
 
@@ -80,7 +80,7 @@ class ClipDataset(Dataset):
                 places.setdefault(int(frame), []).append((view, time))
         size, views = self.crop_size, len(numbers)
         clips = torch.empty(views, 3, self.clip_frames, size, size, dtype=torch.uint8)
-        boxes: list[Box] = []
+        boxes: list[AnyBox] = []
         parts: dict[int, np.ndarray] = {}
         missing = [self.clip_frames] * views
         shape: tuple[int, ...] = ()
@@ -100,7 +100,7 @@ class ClipDataset(Dataset):
         shares = [box.shares(*shape[:2]) for box in boxes]
         return clips, torch.tensor(shares, dtype=torch.float32)
 
-    def _boxes(self, shape: tuple[int, ...], views: int, generator: np.random.Generator, path: object) -> list[Box]:
+    def _boxes(self, shape: tuple[int, ...], views: int, generator: np.random.Generator, path: object) -> list[AnyBox]:
         try:
             return [self.crop.box(*shape[:2], self.crop_size, generator) for _ in range(views)]
         except ValueError as error:

@@ -29,6 +29,9 @@ def frame_numbers(
 
     A video shorter than a window is repeated from its start.
     """
+    if plan.placement == "released":
+        starts = released_starts(plan, frames, frame_stride, generator)
+        return np.stack([restarted(starts[v.window], frames - 1, clip_frames, frame_stride) for v in plan.views])
     span = clip_frames * frame_stride
     starts = window_starts(plan, max(1, frames - span + 1), generator)
     still = int(generator.integers(span))
@@ -39,3 +42,35 @@ def frame_numbers(
         "still": np.full(clip_frames, still),
     }
     return np.stack([starts[view.window] + offsets[view.frames] for view in plan.views]) % frames
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BE's release: the video's last frame is never read, starts leave room for 32 frames whatever the length of the clip,
+# and a clip that reaches the end goes on at the video's first frame
+
+RELEASED_WINDOW = 32
+
+
+def released_starts(plan: ClipPlan, frames: int, frame_stride: int, generator: np.random.Generator) -> list[int]:
+    """First frames of the plan's windows; those behind the first are moved away from it."""
+    last = last_start(frames - 1, frame_stride, RELEASED_WINDOW)
+    first, *others = (int(start) for start in generator.integers(last + 1, size=plan.windows))
+    return [first, *(moved_away(other, first, frames - 1) for other in others)]
+
+
+def last_start(frames: int, frame_stride: int, window: int) -> int:
+    return max(frames - window * frame_stride, 0)
+
+
+def moved_away(start: int, anchor: int, frames: int) -> int:
+    """A third of the video further if the two are less than 2 frames apart; the release counts from 1, hence + 1."""
+    if abs(start - anchor) >= 2:
+        return start
+    return max((start + 1 + frames // 3) % frames, 1) - 1
+
+
+def restarted(start: int, frames: int, clip_frames: int, frame_stride: int) -> np.ndarray:
+    """Every frame_stride-th frame from `start`, after the last one again from frame 0. int64 [clip_frames]."""
+    before = np.arange(start, frames, frame_stride)
+    again = np.arange(0, frames, frame_stride)
+    return np.concatenate([before, np.resize(again, clip_frames)])[:clip_frames]

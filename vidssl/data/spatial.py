@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.registry import Count, Positive, Registry, Share
+from vidssl.registry import Count, NotNegative, Positive, Registry, Share
 
 CROPS = Registry("crop", "vidssl.data.spatial")
 
@@ -66,6 +68,68 @@ class RandomResized:
         return resize(clip, size, size, antialias=self.antialias)
 
 
+@CROPS.register("random_rotated")
+class RandomRotated:
+    """A square of full size from a frame that was turned a little; BE's release.
+
+    degrees: largest turn to either side, nearest pixel, black where the frame does not reach. resize_short: as in
+    center; the square is cut before the resize, which for the release comes first: its place is one of the stored
+    pixels. Its box tells where it lies in the turned frame, not the turn.
+    """
+
+    def __init__(self, *, degrees: NotNegative, resize_short: Literal["auto", "native"] | Count, antialias: bool):
+        self.degrees, self.resize_short, self.antialias = degrees, resize_short, antialias
+
+    def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> TurnedBox:
+        side = square_side(height, width, size, self.resize_short)
+        degrees = generator.uniform(-self.degrees, self.degrees)
+        top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
+        return TurnedBox(Box(int(top), int(left), side, side), degrees, height, width)
+
+    def resize(self, clip: Tensor, size: int) -> Tensor:
+        return resize(clip, size, size, antialias=self.antialias)
+
+
+@dataclass(frozen=True)
+class TurnedBox:
+    """A rectangle of a frame [frame_height, frame_width] that was turned counter-clockwise about its center."""
+
+    box: Box
+    degrees: float
+    frame_height: int
+    frame_width: int
+
+    @property
+    def height(self) -> int:
+        return self.box.height
+
+    @property
+    def width(self) -> int:
+        return self.box.width
+
+    def shares(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Of the rectangle in the turned frame."""
+        return self.box.shares(height, width)
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """[H, W, 3] -> [height, width, 3]."""
+        places, outside = self.source
+        part = np.take(picture.reshape(-1, 3), places, axis=0)
+        part[outside] = 0
+        return part
+
+    @cached_property
+    def source(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which pixel of the frame each pixel shows, int64 [height, width], and where there is none."""
+        cos, sin = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+        y = np.arange(self.box.height)[:, None] + self.box.top + 0.5 - self.frame_height / 2
+        x = np.arange(self.box.width) + self.box.left + 0.5 - self.frame_width / 2
+        row = np.floor(cos * y + sin * x + self.frame_height / 2).astype(np.int64)
+        column = np.floor(cos * x - sin * y + self.frame_width / 2).astype(np.int64)
+        outside = (row < 0) | (row >= self.frame_height) | (column < 0) | (column >= self.frame_width)
+        return np.where(outside, 0, row * self.frame_width + column), outside
+
+
 @CROPS.register("center")
 class Center:
     """The central square of evaluation.
@@ -78,17 +142,21 @@ class Center:
         self.resize_short, self.antialias = resize_short, antialias
 
     def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box:
-        if self.resize_short == "native":
-            if min(height, width) < size:
-                raise ValueError(f"a frame of {width} x {height} has no {size} x {size} square; set resize_short")
-            side = size
-        else:
-            short = size * 8 / 7 if self.resize_short == "auto" else self.resize_short
-            side = min(min(height, width), round(size * min(height, width) / short))
+        side = square_side(height, width, size, self.resize_short)
         return Box(round((height - side) / 2), round((width - side) / 2), side, side)
 
     def resize(self, clip: Tensor, size: int) -> Tensor:
         return resize(clip, size, size, antialias=self.antialias)
+
+
+def square_side(height: int, width: int, size: int, resize_short: Literal["auto", "native"] | int) -> int:
+    """Side of the square, in stored pixels, that gives size x size once the short side is as long as wanted."""
+    if resize_short == "native":
+        if min(height, width) < size:
+            raise ValueError(f"a frame of {width} x {height} has no {size} x {size} square; set resize_short")
+        return size
+    short = size * 8 / 7 if resize_short == "auto" else resize_short
+    return min(min(height, width), round(size * min(height, width) / short))
 
 
 def resize(clip: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
@@ -98,7 +166,10 @@ def resize(clip: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
     return F.interpolate(clip, (height, width), mode="bilinear", antialias=antialias)
 
 
-def empty_clip(frames: int, box: Box) -> np.ndarray:
+AnyBox = Box | TurnedBox
+
+
+def empty_clip(frames: int, box: AnyBox) -> np.ndarray:
     return np.empty((frames, box.height, box.width, 3), np.uint8)
 
 
