@@ -108,11 +108,8 @@ class OneOfFour(nn.Module):
 
 def to_gray(clip: Tensor) -> Tensor:
     """[B, 3, T, H, W] -> same shape with three equal channels."""
-    return _gray(clip).expand_as(clip)
-
-
-def _gray(clip: Tensor) -> Tensor:
-    return (clip * clip.new_tensor(LUMA).view(3, 1, 1, 1)).sum(1, keepdim=True)
+    weights = clip.new_tensor(LUMA).view(3, 1, 1, 1)
+    return (clip * weights).sum(1, keepdim=True).expand_as(clip)
 
 
 def add_brightness(clip: Tensor, factor: Tensor) -> Tensor:
@@ -155,26 +152,27 @@ def gaussian_blur(clip: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack(blurred)
 
 
-def scale_brightness(clip: Tensor, factor: Tensor) -> Tensor:
-    return (clip * factor).clamp(0, 1)
+def _kornia(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """One of kornia's image functions, frame by frame."""
 
+    def step(clip: Tensor, factor: Tensor) -> Tensor:
+        import kornia.enhance
 
-def blend_contrast(clip: Tensor, factor: Tensor) -> Tensor:
-    """About each frame's mean gray."""
-    return _blend(_gray(clip).mean((3, 4), keepdim=True), clip, factor)
+        frames = clip.transpose(1, 2)
+        factor = factor.flatten().repeat_interleave(frames.shape[1])
+        changed = getattr(kornia.enhance, name)(frames.flatten(0, 1), factor)
+        return changed.view_as(frames).transpose(1, 2)
 
-
-def blend_saturation(clip: Tensor, factor: Tensor) -> Tensor:
-    """About each pixel's gray."""
-    return _blend(_gray(clip), clip, factor)
-
-
-def _blend(middle: Tensor, clip: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(middle, clip, factor).clamp_(0, 1)
+    return step
 
 
 JIGGLE = (add_brightness, scale_contrast, scale_saturation, shift_hue)
-JITTER = (scale_brightness, blend_contrast, blend_saturation, shift_hue)
+JITTER = (
+    _kornia("adjust_brightness_accumulative"),
+    _kornia("adjust_contrast_with_mean_subtraction"),
+    _kornia("adjust_saturation_with_gray_subtraction"),
+    shift_hue,
+)
 NEUTRAL = ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0))
 
 
