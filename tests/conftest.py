@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 import traceback
 import zlib
 from collections.abc import Sequence
@@ -118,6 +119,7 @@ class Launched:
     status: int
     out: str
     err: str
+    cpu_seconds: float
 
 
 _server = multiprocessing.get_context("forkserver")
@@ -142,7 +144,8 @@ def launch(words: Sequence[str], folder: Path, timeout: float = 240) -> Launched
         process.kill()
         raise TimeoutError(f"launch.py {' '.join(words)}: {log.with_suffix('.out').read_text()}")
     out, err = (log.with_suffix(kind).read_text() for kind in (".out", ".err"))
-    return Launched(process.exitcode, out, err)
+    seconds = log.with_suffix(".seconds")  # not there if the process was ended from outside
+    return Launched(process.exitcode, out, err, float(seconds.read_text()) if seconds.exists() else float("nan"))
 
 
 def _launch(words: list[str], folder: str, log: str) -> None:
@@ -163,6 +166,7 @@ def _launch(words: list[str], folder: str, log: str) -> None:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
+    Path(log + ".seconds").write_text(str(time.process_time()))
     os._exit(status)
 
 

@@ -139,6 +139,8 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             problems.append(
                 f"{_whose(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
             )
+        if frames and size and not problems and hasattr(task, "epochs") and _is_half_on_cpu(config):
+            problems += _wrong_gradients(backbone, name, frames, size)
         if key == "pretrain" and not problems:
             problems += method.problems(frames, task.frame_stride, size)
         batch = getattr(task, "batch_size", None)
@@ -151,6 +153,32 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
                 f"{key}.batch_size={batch}: batch norm and negatives need 2 videos or more on each of {ranks} ranks"
             )
     return problems
+
+
+def _is_half_on_cpu(config: dict[str, Any]) -> bool:
+    return config["precision"] == "bf16" and (config["accelerator"] == "cpu" or not torch.cuda.is_available())
+
+
+def _wrong_gradients(backbone: nn.Module, name: str, frames: int, size: int) -> list[str]:
+    """On CPUs, weight gradients of bfloat16 convolutions come out wrong, or infinite, where the input has more than one
+    frame but fewer than the kernel (seen with PyTorch 2.13 on a processor with AVX-512 BF16)."""
+    found = []
+
+    def look(conv: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if 1 < inputs[0].shape[2] < conv.kernel_size[0]:
+            found.append(f"{inputs[0].shape[2]} frames under a kernel of {conv.kernel_size[0]}")
+
+    hooks = [m.register_forward_pre_hook(look) for m in backbone.modules() if isinstance(m, nn.Conv3d)]
+    with torch.no_grad():
+        backbone.eval()(torch.empty(2, 3, frames, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    if not found:
+        return []
+    return [
+        f"precision=bf16: on CPUs PyTorch computes wrong gradients of such convolutions as backbone={name} has with "
+        f"clip_frames={frames} ({found[0]}); precision=fp32, or longer clips"
+    ]
 
 
 def _whose(config: dict[str, Any], task: str, key: str) -> str:
