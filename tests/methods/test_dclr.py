@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import fill, golden
+from tests.engine.test_trainer import OPTIONS
 from tests.methods.test_moco import Small, in_two_processes
 from vidssl import distributed
-from vidssl.augment.motion import frame_difference, still_frame
+from vidssl.augment.motion import frame_difference
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
 from vidssl.data.sampling import frame_numbers
+from vidssl.engine.log import Log
+from vidssl.engine.optim import SCHEDULES
+from vidssl.engine.trainer import Trainer, TrainerOptions
 from vidssl.methods import dclr as module
-from vidssl.methods.contrast import across_ranks, multi_positive_nce
+from vidssl.methods.contrast import Queue, across_ranks, multi_positive_nce
 from vidssl.methods.dclr import (
     DCLR,
     Attention,
@@ -344,3 +349,277 @@ def test_golden_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     close(method.queue.keys[:, 5].T, file["final_queue_rs"], 0, 1e-5)
     tolerances = {"encoder_q.stem.1.weight": (0, 2e-3), "encoder_q.layer4.0.conv2.1.bias": (0, 1e-4), "": (0, 1e-5)}
     assert_states(method, file, "final_", "", tolerances)
+
+
+# -- laws
+
+
+def test_the_probability_of_all_positives_counts() -> None:
+    positive = torch.zeros(4, 30, dtype=torch.bool)
+    positive[:, :6] = True
+    assert multi_positive_nce(torch.ones(4, 30), positive).item() == pytest.approx(math.log(30 / 6), rel=1e-5)
+    logits = 1000 * torch.randn(4, 2, 30, dtype=torch.bfloat16)
+    one = F.one_hot(torch.arange(8).view(4, 2), 30).bool()
+    expected = F.cross_entropy(logits.float().transpose(1, 2), torch.arange(8).view(4, 2), reduction="none").mean(dim=0)
+    torch.testing.assert_close(multi_positive_nce(logits, one), expected)
+    assert multi_positive_nce(logits, torch.ones_like(one)).abs().max() < 1e-3
+
+
+def test_all_keys_of_a_clip_share_a_place_in_the_queue() -> None:
+    queue, rows = Queue(4, 10, kinds=7), F.normalize(torch.randn(12, 7, 4), dim=-1)
+    torch.testing.assert_close(queue.keys.norm(dim=-1), torch.ones(10, 7))
+    for part in rows.split(4):
+        queue.push(part)
+    assert queue.place == 2
+    assert torch.equal(queue.keys, torch.cat([rows[10:], rows[2:10]]))
+
+
+def test_views_are_the_clips_and_single_frames() -> None:
+    clips = torch.randint(0, 256, (3, 4, 3, 5, 8, 8), dtype=torch.uint8)
+    clips[:, 2:] = clips[:, 2:, :, :1]  # stand still, as the loader gives them
+    batch = Batch(clips.clone(), torch.zeros(3, 4, 4), torch.zeros(3), torch.arange(3))
+    views = dclr().views(batch)
+    for i, view in enumerate(views):
+        assert torch.equal(view.expand(3, 3, 5, 8, 8), clips[:, i].float() / 255)
+    assert torch.equal(batch.clips, clips)
+
+
+def test_registered_stills_are_the_same_frame_of_both_videos() -> None:
+    method = dclr(static_registered=True)
+    assert len(method.plan.views) == 2
+    clips = torch.randint(0, 256, (20, 2, 3, 5, 8, 8), dtype=torch.uint8)
+    batch = Batch(clips, torch.zeros(20, 2, 4), torch.zeros(20), torch.arange(20))
+    views = method.views(batch)
+    matches = [(still == clip).all(dim=(1, 3, 4)) for still, clip in zip(views[2:], views[:2], strict=True)]
+    assert torch.equal(matches[0], matches[1])
+    assert (matches[0].sum(dim=1) == 1).all()
+    assert matches[0].any(dim=0).all(), "each frame of the clip is drawn once in a while"
+
+
+def test_pictures_show_the_three_streams() -> None:
+    clips = torch.randint(0, 256, (3, 4, 3, 5, 8, 8), dtype=torch.uint8)
+    shown = dclr().pictures(Batch(clips, torch.zeros(3, 4, 4), torch.zeros(3), torch.arange(3)))
+    assert set(shown) == {"video", "static", "motion"}
+    assert all(
+        picture.shape == (3, 3, 5, 8, 8) and 0 <= picture.min() < picture.max() <= 1 for picture in shown.values()
+    )
+
+
+def test_a_flat_map_is_plain_pooling_and_an_empty_one_breaks_nothing() -> None:
+    feature = torch.rand(2, 8, 2, 3, 3)
+    torch.testing.assert_close(weighted_average(feature, torch.full((2, 1, 2, 3, 3), 7.0)), average(feature))
+    assert weighted_average(feature, torch.zeros(2, 1, 2, 3, 3)).abs().max() == 0
+
+
+def keys_of(method: DCLR, views: Windows) -> Tensor:
+    return method.keys(views.right, views.right_still, method.attend(views.right, views.right_still))
+
+
+def test_shuffled_with_their_maps_clips_give_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = torch.tensor([2, 5, 0, 3, 1, 4])
+    monkeypatch.setattr(distributed, "shared_permutation", lambda count, device: order)
+    plain = keys_of(dclr(), windows())
+    without = keys_of(dclr(contrast=options(shuffle_bn=False)), windows())
+    assert torch.equal(plain, without), "one process need not shuffle"
+    monkeypatch.setattr(module, "across_ranks", partial(across_ranks, alone=True))
+    torch.testing.assert_close(keys_of(dclr(), windows()), plain)
+    monkeypatch.undo()
+    monkeypatch.setattr(distributed, "shared_permutation", lambda count, device: order)
+    left_behind = keys_of(dclr(shuffle_maps=False), windows())
+    assert ((left_behind - plain).abs().amax(dim=(0, 2)) > 1e-4).tolist() == [False, True, True] + 4 * [False]
+
+
+def test_dynamic_positive_same_attracts_the_motion_of_its_own_window() -> None:
+    queries, keys, search = (F.normalize(torch.randn(4, n, 16), dim=-1) for n in (5, 7, 2))
+    other, same = dclr(), dclr(dynamic_positive="same")
+    logits, changed = (0.1 * method.logits(queries, keys, search) for method in (other, same))
+    torch.testing.assert_close(changed[:, 2, 0], (queries[:, 2] * search[:, 1]).sum(dim=1))
+    torch.testing.assert_close(changed[:, 2, 1:], queries[:, 2] @ same.queue.keys[:, 6].T)
+    torch.testing.assert_close(logits[:, 2, 0], (queries[:, 2] * keys[:, 4]).sum(dim=1))
+    rest = [0, 1, 3, 4]
+    torch.testing.assert_close(changed[:, rest], logits[:, rest])
+
+
+def test_static_as_negative_adds_what_must_repel_to_the_weighted_videos() -> None:
+    queries, keys, search = (F.normalize(torch.randn(4, n, 16), dim=-1) for n in (5, 7, 2))
+    queries.requires_grad_()
+    plain, method = dclr(), dclr(static_as_negative=True)
+    logits, positives = method.logits(queries, keys, search), method.positives(search)
+    assert torch.equal(logits[..., :-1], plain.logits(queries, keys, search))
+    assert torch.equal(positives[..., :-1], plain.positives(search))
+    assert not positives[..., -1].any()
+    torch.testing.assert_close(0.1 * logits[:, 1, -1], (queries[:, 1] * keys[:, 4]).sum(dim=1))
+    torch.testing.assert_close(0.1 * logits[:, 2, -1], (queries[:, 2] * keys[:, 3]).sum(dim=1))
+    assert (logits[:, [0, 3, 4], -1] == -torch.inf).all()
+    losses = multi_positive_nce(logits, positives)
+    before = multi_positive_nce(plain.logits(queries, keys, search), plain.positives(search))
+    assert (losses - before > 1e-6).tolist() == [False, True, True, False, False]
+    losses.sum().backward()
+    assert queries.grad.isfinite().all()
+
+
+def test_positives_are_the_partner_and_the_most_alike() -> None:
+    method = dclr()
+    positives = method.positives(method.queue.keys[[5, 9], 5:])
+    assert positives[..., 0].all()
+    assert (positives.sum(dim=-1) == 4).all()
+    assert positives[0, :, 1 + 5].all(), "a past clip is most alike itself"
+    assert positives[1, :, 1 + 9].all()
+    none = dclr(contrast=options(topk=0)).positives(method.queue.keys[[5, 9], 5:])
+    assert none.sum() == 2 * 5
+
+
+def test_alignment_is_logged_left_out_or_trained() -> None:
+    losses = {}
+    for align in ("constant", "off", "grad"):
+        method = dclr(align=align, align_weight=1000.0)
+        out = method(windows())
+        assert ("align" in out.scalars) == (align != "off")
+        out.loss.backward()
+        losses[align] = (out.loss.item(), method.backbone.conv.weight.grad)
+    assert losses["constant"][0] == losses["off"][0] < losses["grad"][0]
+    assert torch.equal(losses["constant"][1], losses["off"][1])
+    assert not torch.allclose(losses["grad"][1], losses["off"][1])
+    flat = torch.ones(2, 1, 1, 2, 2)
+    assert method.alignment(3 * flat, Attention(flat, 5 * flat, 7 * flat, torch.empty(0))) == 0
+
+
+def test_half_precision_ends_in_float32_units() -> None:
+    method = dclr().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = method(windows())
+    out.loss.backward()
+    assert out.loss.dtype == method.queue.keys.dtype == torch.float32
+    torch.testing.assert_close(method.queue.keys.norm(dim=-1), torch.ones(24, 7))
+    assert out.loss.item() == pytest.approx(dclr().train()(windows()).loss.item(), rel=0.05)
+    assert all(parameter.grad is not None for parameter in method.online.parameters())
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method.contrast.queue=3: 3 positives .*method.contrast.topk.* 4 or more"):
+        dclr(contrast=options(queue=3))
+    with pytest.raises(ConfigError, match=r"method.shuffle_maps=false: .*method.contrast.shuffle_bn=false .*true"):
+        dclr(contrast=options(shuffle_bn=False), shuffle_maps=False)
+    assert dclr().problems(2, 1, 112) == []
+    (told,) = dclr().problems(1, 2, 112)
+    assert told.startswith("clip_frames=1: ")
+
+
+# -- the start that only fills the queue
+
+
+def test_filling_moves_all_but_the_weights_exactly_as_a_step_without_optimizer() -> None:
+    filling, whole = dclr(contrast=options(fill_steps=2)).train(), dclr().train()
+    for step in range(3):
+        views = windows(seed=step)
+        out, expected = filling(views), whole(views)
+        assert torch.equal(out.loss, expected.loss)
+        assert out.update == out.loss.requires_grad == (step == 2)
+        assert expected.update
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(filling.state_dict()[key], value, rtol=0, atol=0, msg=key)
+
+
+def test_filling_continues_from_a_saved_state() -> None:
+    first = dclr(contrast=options(fill_steps=3)).train()
+    found = [first(windows(seed=step)).update for step in range(2)]
+    second = dclr(contrast=options(fill_steps=3)).train()
+    second.load_state_dict(first.state_dict())
+    assert found + [second(windows(seed=step)).update for step in range(2, 5)] == [False] * 3 + [True] * 2
+    again = dclr(contrast=options(fill_steps=3)).train()
+    again.load_state_dict(second.state_dict())
+    assert again(windows()).update
+
+
+class Loader:
+    """Four batches an epoch."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def epoch(self, epoch: int, skip: int = 0):
+        for step in range(skip, 4):
+            torch.manual_seed(10 * epoch + step)
+            clips = torch.randint(0, 256, (4, 4, 3, 4, 12, 12), dtype=torch.uint8)
+            yield Batch(clips, torch.zeros(4, 4, 4), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+
+
+def trained(folder: Path, steps: int, **changes: object) -> DCLR:
+    folder.mkdir(parents=True, exist_ok=True)
+    method = dclr(contrast=options(fill_steps=2))
+    optimizer = torch.optim.SGD(method.online.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    schedule = SCHEDULES.build({"name": "constant", "warmup_epochs": 0, "warmup_from": 0.0, "every": "step"})
+    Trainer(
+        method, optimizer, schedule, Log(folder), task="pretrain", file=folder / "last.pt", config={"seed": 5},
+        options=TrainerOptions(**{**vars(OPTIONS), **changes}), epochs=2, max_steps=steps, seed=5,
+        device=torch.device("cpu"), precision="fp32",
+    ).fit(Loader())  # fmt: skip
+    return method
+
+
+def weights(method: DCLR) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in method.online.parameters()])
+
+
+def test_the_trainer_leaves_the_weights_while_the_queue_fills_and_resumes_in_between(tmp_path: Path) -> None:
+    before = weights(dclr())
+    assert torch.equal(weights(trained(tmp_path / "filled", 2)), before)
+    straight = trained(tmp_path / "straight", 6)
+    assert not torch.equal(weights(straight), before)
+    trained(tmp_path / "parts", 1)
+    trained(tmp_path / "parts", 3)
+    resumed = trained(tmp_path / "parts", 6)
+    for key, value in straight.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0, msg=key)
+
+
+def test_parts_of_an_accumulated_batch_count_as_batches(tmp_path: Path) -> None:
+    before = weights(dclr())
+    assert torch.equal(weights(trained(tmp_path / "one", 1, accumulate=2)), before)
+    assert not torch.equal(weights(trained(tmp_path / "two", 2, accumulate=2)), before)
+
+
+# -- two processes against one
+
+
+def test_two_processes_agree_and_equal_one_without_batch_statistics(tmp_path: Path) -> None:
+    in_two_processes(_compare_rank, tmp_path, str(tmp_path))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for shuffled in ("True", "False"):
+        method = dclr().eval()  # frozen statistics
+        losses = [method(windows(8, seed)).loss.item() for seed in range(2)]
+        for rank in range(2):
+            torch.testing.assert_close(ranks[rank][shuffled]["keys"], method.queue.keys)
+            assert ranks[rank][shuffled]["place"] == method.queue.place
+        mean = [sum(pair) / 2 for pair in zip(*(rank[shuffled]["losses"] for rank in ranks), strict=True)]
+        assert mean == pytest.approx(losses, rel=1e-5)
+
+
+def _compare_rank(rank: int, folder: str) -> None:
+    found: dict = {}
+    for shuffle in (True, False):
+        method = dclr(contrast=options(shuffle_bn=shuffle)).eval()
+        parts = [Windows(*(view.chunk(2)[rank] for view in windows(8, seed))) for seed in range(2)]
+        losses = [method(part).loss.item() for part in parts]
+        found[str(shuffle)] = {"losses": losses, "keys": method.queue.keys, "place": method.queue.place}
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_fill_and_train_alike(accumulate: int, tmp_path: Path) -> None:
+    in_two_processes(_train_rank, tmp_path, accumulate, str(tmp_path))
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    before = weights(dclr())
+    for filled, end in ((state["filled"], state["end"]) for state in states):
+        assert torch.equal(filled, before)
+        assert not torch.equal(end["online.backbone.conv.weight"], dclr().backbone.conv.weight)
+    for key, value in states[0]["end"].items():
+        if "running" not in key:  # each rank's own since rank 0's were copied
+            torch.testing.assert_close(states[1]["end"][key], value, rtol=0, atol=0, msg=key)
+
+
+def _train_rank(rank: int, accumulate: int, folder: str) -> None:
+    home = Path(folder) / str(rank)
+    filled = weights(trained(home / "filled", 2 // accumulate, accumulate=accumulate))
+    end = trained(home / "end", 4, accumulate=accumulate).state_dict()
+    torch.save({"filled": filled, "end": end}, f"{folder}/{rank}.pt")
