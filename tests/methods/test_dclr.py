@@ -36,7 +36,16 @@ from vidssl.methods.dclr import (
 from vidssl.registry import ConfigError
 
 SMALL = DecoupledContrastOptions(
-    dim=16, hidden=None, head_std=None, queue=24, topk=3, fill_steps=0, momentum=0.9, temperature=0.1, shuffle_bn=True
+    dim=16,
+    head="mlp",
+    hidden=None,
+    head_std=None,
+    queue=24,
+    topk=3,
+    fill_steps=0,
+    momentum=0.9,
+    temperature=0.1,
+    shuffle_bn=True,
 )
 SWITCHES = {
     "shuffle_maps": True, "static_registered": False, "first_difference": "wrap", "dynamic_positive": "other",

@@ -27,6 +27,7 @@ PARTNERS = (VIDEO, STATIC, MOTION, VIDEO_STATIC, VIDEO_MOTION)  # the key that e
 @dataclass(frozen=True)
 class DecoupledContrastOptions:
     dim: Count  # of an embedding
+    head: Literal["mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
     hidden: Count | None  # width of a head's inner layer; null: the backbone's
     head_std: Positive | None  # initial spread of a head's layers, their bias 0; null: PyTorch's own
     queue: Count  # number of past clips whose keys serve as negatives and mined positives
@@ -69,7 +70,8 @@ class Decoupler(nn.Module):
 
     def streams(self, video: Tensor, still: Tensor) -> Tensor:
         """[3 B, 3, T, S, S]: one batch, whose statistics batch norm takes over all three streams."""
-        return torch.cat([video, still.expand_as(video), frame_difference(video, self.first_difference)])
+        static = torch.empty_like(video).copy_(still)  # in the video's memory format
+        return torch.cat([video, static, frame_difference(video, self.first_difference)])
 
     def attend(self, video: Tensor, still: Tensor) -> Attention:
         features = self.features(video, still)
@@ -96,13 +98,17 @@ class Decoupler(nn.Module):
 
 
 def head(width: int, options: DecoupledContrastOptions) -> nn.Sequential:
+    """[B, width] -> [B, dim]"""
     hidden = options.hidden or width
-    layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, options.dim))
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, options.dim)
     if options.head_std is not None:
-        for layer in (layers[0], layers[-1]):
+        for layer in (first, last):
             nn.init.normal_(layer.weight, std=options.head_std)
             nn.init.zeros_(layer.bias)
-    return layers
+    if options.head == "mlp":
+        return nn.Sequential(first, nn.ReLU(inplace=True), last)
+    between, behind = nn.BatchNorm1d(hidden), nn.BatchNorm1d(options.dim, affine=False)
+    return nn.Sequential(first, between, nn.ReLU(inplace=True), last, behind)
 
 
 def activation(feature: Tensor) -> Tensor:
@@ -257,8 +263,8 @@ class DCLR(Learner):
         two weighted views of the video repel each other's partner.
         """
         keys = torch.cat([keys[:, :SEARCH_STATIC], search], dim=1)
-        positive = (queries * keys[:, self.partners]).sum(dim=-1, keepdim=True)
-        negative = torch.einsum("bnd,knd->bnk", queries, self.queue.keys[:, self.partners])
+        positive = (queries * keys.index_select(1, self.partners)).sum(dim=-1, keepdim=True)
+        negative = torch.einsum("bnd,knd->bnk", queries, self.queue.keys.index_select(1, self.partners))
         logits = torch.cat([positive, negative], dim=-1)
         if self.static_as_negative:
             other = logits.new_full(positive.shape, -torch.inf)
