@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.conftest import fill, golden, normal
 from tests.methods.test_moco import Small, close, in_two_processes
-from vidssl.augment.motion import add_frame
+from vidssl.augment.background import add_frame
 from vidssl.backbones.i3d import I3D
 from vidssl.clips import Batch
 from vidssl.methods.be import (

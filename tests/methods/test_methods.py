@@ -30,6 +30,8 @@ def method(name: str, *words: str) -> Learner:
             config = plain(compose("config", [f"method={name}", "backbone.width=4", *words]))
     if "contrast" in config["method"] and config["method"]["contrast"]["queue"]:
         config["method"]["contrast"]["queue"] = 24
+    if "fill_steps" in config["method"].get("contrast", {}):
+        config["method"]["contrast"]["fill_steps"] = 0
     torch.manual_seed(0)
     augment = AUGMENTS.build(config["pretrain"]["augmentation"]["color"])
     return METHODS.build(config["method"], BACKBONES.build(config["backbone"]), augment)

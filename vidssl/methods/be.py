@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidssl import distributed
-from vidssl.augment.motion import StaticMix, others
+from vidssl.augment.background import StaticMix, others
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import (

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.augment.motion import TURNS, StaticMix, turned
+from vidssl.augment.background import StaticMix
+from vidssl.augment.turns import TURNS, turned
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import METHODS

@@ -111,16 +111,20 @@ def across_ranks(
 
 
 class Queue(nn.Module):
-    """The newest keys of past batches, equal on all ranks; the oldest are overwritten."""
+    """The newest keys of past batches, equal on all ranks; the oldest are overwritten.
 
-    def __init__(self, dim: int, length: int):
+    kinds: so many keys of each sample move together.
+    """
+
+    def __init__(self, dim: int, length: int, kinds: int | None = None):
         super().__init__()
-        self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=1))  # unit float32 [K, D]
+        shape = (length, dim) if kinds is None else (length, kinds, dim)
+        self.register_buffer("keys", F.normalize(torch.randn(shape), dim=-1))  # unit float32 [K, D] or [K, kinds, D]
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """keys [N, D] of all ranks. Wraps around: the queue's length need not be a multiple of N."""
+        """keys [N, D] or [N, kinds, D] of all ranks. Wraps around: the length need not be a multiple of N."""
         length = len(self.keys)
         keys = keys[-length:]
         rows = (self.place + torch.arange(len(keys), device=keys.device)) % length
@@ -139,3 +143,13 @@ def batch_logits(query: Tensor, keys: Tensor, temperature: float) -> tuple[Tenso
     """[B, N] against the keys of all ranks, and the column of each query's own key, int64 [B]."""
     own = torch.arange(len(query), device=query.device) + distributed.rank() * len(query)
     return query @ keys.T / temperature, own
+
+
+def multi_positive_nce(logits: Tensor, positive: Tensor) -> Tensor:
+    """-log of the probability that falls on all positives together, mean over the batch.
+
+    logits [B, ..., N], positive bool of the same shape with one or more in each row -> float32 [...], >= 0.
+    """
+    logits = logits.float()
+    on_positives = logits.masked_fill(~positive, -torch.inf).logsumexp(dim=-1)
+    return (logits.logsumexp(dim=-1) - on_positives).mean(dim=0)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from vidssl.augment.background import others
 from vidssl.augment.foreground import foreground_mask, merge
 from vidssl.clips import Batch
 from vidssl.methods.contrast import METHODS, ContrastOptions
@@ -59,12 +60,7 @@ class FAME(MoCo):
 
         The release's random order has fixed points, clips that stay as they are; without allow_self it has none.
         """
-        order = torch.randperm(count)
-        if self.allow_self:
-            return order
-        donors = torch.empty_like(order)
-        donors[order] = order.roll(1)
-        return donors
+        return torch.randperm(count) if self.allow_self else others(count)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
