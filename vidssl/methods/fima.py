@@ -101,9 +101,8 @@ class FIMA(Learner):
                 f"{2 * decoder.heads}, for heads of one width and pairs of sine and cosine"
             )
         crop = "window" if local_crop == "shared" else "own"
-        whole = {window: View(window) for window in (0, 1)}
-        views = [(whole[w], *(View(w, frames, crop) for frames in LOCAL)) for w in whole]
-        self.plan = ClipPlan(windows=2, views=(*views[0], *views[1]))
+        views = [view for w in (0, 1) for view in (View(w), *(View(w, frames, crop) for frames in LOCAL))]
+        self.plan = ClipPlan(windows=2, views=tuple(views))
         self.augment, self.options = augment, contrast
         self.first_frame, self.motion_color = first_frame, motion_color
         self.foreground, self.quantile, self.radius = foreground, foreground_quantile, radius
@@ -183,8 +182,8 @@ class FIMA(Learner):
         local, local_top1 = self.local_loss(step, left.local, right.local)
         dense = self.dense_loss(dense, (near, near.mT), cells, left.motion, right.motion)
         scalars = {
-            "contrast_top1": instance_top1, "local_top1": local_top1, "instance": instance, "local": local,
-            "dense": dense, "matched_cells": near.sum(dim=(1, 2)).float().mean(),
+            "contrast_top1": instance_top1, "local_top1": local_top1, "instance_loss": instance, "local_loss": local,
+            "dense_loss": dense, "matched_cells": near.sum(dim=(1, 2)).float().mean(),
         }  # fmt: skip
         loss = instance + self.local_weight * local + self.dense_weight * dense
         return StepOutput(loss, {name: value.detach() for name, value in scalars.items()})
@@ -219,8 +218,8 @@ class FIMA(Learner):
         """Cells above a quantile of their clip, the lower median as released: 24 of 49. [B, P] -> bool [B, P], and the
         places of all that can be, int64 [B, F]."""
         rank = int(self.quantile * (activation.shape[1] - 1))
-        threshold = activation.kthvalue(rank + 1, dim=1, keepdim=True).values
-        return activation > threshold, activation.topk(activation.shape[1] - rank - 1, dim=1).indices
+        values, places = activation.topk(activation.shape[1] - rank, dim=1)
+        return activation > values[:, -1:], places[:, :-1]
 
     def predict(self, maps: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Appearance maps [2, B, C, t, h, w] of left and right, foreground cells int64 [2, B, F] -> unit float32
