@@ -13,11 +13,12 @@ class View:
     """One clip cut from a window of `clip_frames * frame_stride` raw frames.
 
     stride takes every frame_stride-th frame, head and tail the first and last clip_frames, still one frame repeated
-    (the same one in all windows of a video).
+    (the same one in all windows of a video). crop: a random one of its own, or that of the window's first view.
     """
 
     window: int
     frames: Literal["stride", "head", "tail", "still"] = "stride"
+    crop: Literal["own", "window"] = "own"
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,18 @@ def test_a_crop_shows_the_pixels_of_its_box(folder: Path) -> None:
     assert (found - shrunk).abs().max() <= 1.0
 
 
+def test_a_view_can_take_the_crop_of_its_windows_first(folder: Path) -> None:
+    own = dataset(folder)
+    views = tuple(
+        View(window, frames, crop) for window in (0, 1) for frames, crop in (("stride", "own"), ("tail", "window"))
+    )
+    shared = ClipDataset(own.manifest, ClipPlan(2, views), own.crop, 8, 2, 32, 0)
+    boxes = shared[0, 3].boxes
+    assert torch.equal(boxes[0], boxes[1])
+    assert torch.equal(boxes[2], boxes[3])
+    assert not torch.equal(boxes[0], boxes[2])
+
+
 @pytest.mark.parametrize(("count", "world"), [(10, 2), (24, 3), (9, 2)])
 def test_ranks_share_each_global_batch(count: int, world: int) -> None:
     def order(rank: int, ranks: int, size: int) -> list:

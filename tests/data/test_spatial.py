@@ -58,8 +58,9 @@ def test_auto_center_is_seven_eighths_of_the_short_side() -> None:
 
 
 def test_box_shares_tell_where_a_crop_was_and_whether_mirrored() -> None:
-    assert Box(10, 20, 30, 40).shares(100, 200) == (0.1, 0.1, 0.3, 0.4)
-    assert Box(10, 20, 30, 40, mirrored=True).shares(100, 200) == (0.3, 0.1, 0.1, 0.4)
+    assert Box(10, 20, 31, 41).shares(101, 201) == (0.1, 0.1, 0.3, 0.4)
+    assert Box(10, 20, 31, 41, mirrored=True).shares(101, 201) == (0.3, 0.1, 0.1, 0.4)
+    assert Box(0, 0, 100, 200).shares(100, 200) == (0, 0, 1, 1)
 
 
 def test_cut_mirrors() -> None:

@@ -87,7 +87,7 @@ class ClipDataset(Dataset):
         for frame, picture in rgb_frames(path, places, index, rotate=self.rotate):
             if not boxes:
                 shape = picture.shape
-                boxes = self._boxes(shape, views, generator, path)
+                boxes = self._boxes(shape, generator, path)
             elif picture.shape != shape:
                 raise VideoError(f"{path}: frame {frame} has another size than those before")
             for view, time in places[frame]:
@@ -100,11 +100,17 @@ class ClipDataset(Dataset):
         shares = [box.shares(*shape[:2]) for box in boxes]
         return clips, torch.tensor(shares, dtype=torch.float32)
 
-    def _boxes(self, shape: tuple[int, ...], views: int, generator: np.random.Generator, path: object) -> list[AnyBox]:
+    def _boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
+        """Each view's crop. One is drawn for every view, also where it takes another's."""
+        views, boxes, of_window = self.plan.views, [], {}
         try:
-            return [self.crop.box(*shape[:2], self.crop_size, generator) for _ in range(views)]
+            for view in views:
+                box = self.crop.box(*shape[:2], self.crop_size, generator)
+                first = of_window.setdefault(view.window, box)
+                boxes.append(first if view.crop == "window" else box)
         except ValueError as error:
             raise VideoError(f"{path}: {error}") from None
+        return boxes
 
 
 def collate(items: list[Item]) -> tuple[Batch | None, tuple[tuple[int, str], ...]]:

@@ -27,11 +27,13 @@ class Box(NamedTuple):
     mirrored: bool = False
 
     def shares(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 as shares of a frame; x0 > x1 where mirrored."""
-        x0, x1 = self.left / width, (self.left + self.width) / width
+        """First and last column and row, x0, y0, x1, y1, as shares of a frame whose own are 0 and 1; x0 > x1 where
+        mirrored. FIMA's release places crops so."""
+        across, down = max(1, width - 1), max(1, height - 1)
+        x0, x1 = self.left / across, (self.left + self.width - 1) / across
         if self.mirrored:
             x0, x1 = x1, x0
-        return x0, self.top / height, x1, (self.top + self.height) / height
+        return x0, self.top / down, x1, (self.top + self.height - 1) / down
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
         """[H, W, 3] -> view [height, width, 3]."""
