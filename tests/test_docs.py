@@ -41,3 +41,15 @@ def test_a_method_is_one_python_file_and_one_yaml(tmp_path: Path, rendered: str)
     assert wrong.returncode == 2
     assert "Did you mean method.hidden?" in wrong.stderr
     assert "must lie in [1, inf)" in launched("method.hidden=0", *PRETRAIN).stderr
+
+
+def test_every_recipe_stands_in_the_table_of_reproductions() -> None:
+    table = re.findall(r"^\| `(\w+)` \|", (HOME / "docs/reproduction.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(f.stem for f in (HOME / "conf/experiment").glob("[!_]*.yaml"))
+
+
+def test_every_recipe_names_its_source_and_what_was_published() -> None:
+    for file in (HOME / "conf/experiment").glob("[!_]*.yaml"):
+        text = file.read_text()
+        for word in (f"experiment={file.stem} ", "# Source: ", "Original hardware: ", "Published: ", "Changed: "):
+            assert word in text, f"{file.name}: {word}"

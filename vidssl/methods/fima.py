@@ -145,8 +145,8 @@ class FIMA(Learner):
                 made = self.backbone(next(self.parameters()).new_empty(2, 3, clip_frames - 1, crop_size, crop_size))
             if made.shape[2] != steps:
                 problems.append(
-                    f"method.first_difference=drop: this backbone makes {made.shape[2]} time steps of {clip_frames - 1} "
-                    f"frames, not {steps}; allowed: wrap, zero, repeat"
+                    f"method.first_difference=drop: {clip_frames - 1} frames give {made.shape[2]} steps of the map, "
+                    f"not {steps}; allowed: wrap, zero, repeat"
                 )
         return problems
 
