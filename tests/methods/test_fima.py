@@ -38,7 +38,7 @@ RELEASED = {  # what every golden file of a step was made with; decoder dropout 
 }  # fmt: skip
 DECODER = DecoderOptions(layers=2, width=512, heads=4, hidden=512, dropout=0.0)
 CONTRAST = FIMAContrast(
-    dim=128, hidden=1024, queue=64, motion_queue=64, dense_queue=0, momentum=0.999, temperature=0.1,
+    dim=128, head="mlp", hidden=1024, queue=64, motion_queue=64, dense_queue=0, momentum=0.999, temperature=0.1,
     dense_temperature=0.1, shuffle_bn=True, enqueue="after_each_pass", gather_negatives=False,
 )  # fmt: skip
 CLIPS = ("vi_m", "vi_m_l1", "vi_m_l2", "vi_n", "vi_n_l1", "vi_n_l2")
@@ -158,7 +158,7 @@ FILES = {"step_i3d_ucf101_train": ("i3d", 0), "step_i3d_ucf101_eval": ("i3d", 0)
          "step_r2plus1d_k400_train": ("r2plus1d18", 144)}  # fmt: skip
 
 
-def from_file(name: str) -> tuple[FIMA, FIMAViews, dict[str, np.ndarray]]:
+def from_file(name: str) -> tuple[FIMA, Batch, dict[str, np.ndarray]]:
     """The module of a golden file: method.contrast.enqueue=after_each_pass, and RELEASED."""
     file = golden(f"fima/{name}.npz")
     backbone, dense_queue = FILES[name]
@@ -180,14 +180,14 @@ def from_file(name: str) -> tuple[FIMA, FIMAViews, dict[str, np.ndarray]]:
     )
     boxes = torch.zeros(len(clips), len(CLIPS), 4)
     boxes[:, 0], boxes[:, 3] = torch.from_numpy(file["coord_m"]), torch.from_numpy(file["coord_n"])
-    views = method.views(Batch(clips.double() * 255, boxes, torch.zeros(0), torch.zeros(0)))
-    return method.train(mode=not name.endswith("eval")), views, file
+    given = Batch(clips.double() * 255, boxes, torch.zeros(0), torch.zeros(0))
+    return method.train(mode=not name.endswith("eval")), given, file
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_golden_step_after_each_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, views, file = from_file(name)
+    method, given, file = from_file(name)
     is_eval = name.endswith("eval")
     values, losses, norms = (5e-5, 1e-5, 1e-4) if is_eval else (1e-3, 1e-4, 1e-3)
     keys, instance, dense = [], [], []
@@ -206,7 +206,7 @@ def test_golden_step_after_each_pass(name: str, monkeypatch: pytest.MonkeyPatch)
     spy(module, "neighbors", near)
     spy(method, "foreground_cells", masks)
     method.into.register_forward_hook(lambda _, given, out: tokens.append(out.detach()))
-    out = method(views)
+    out = method(method.views(given))
 
     def close(found: Tensor, key: str, tolerance: float = values) -> None:
         np.testing.assert_allclose(found.detach().numpy(), file[key], rtol=0, atol=tolerance, err_msg=key)
@@ -304,19 +304,22 @@ def steps(method: FIMA, views: FIMAViews, lr: float) -> list[list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STEPS)
 def test_golden_three_optimizer_steps_after_each_pass(name: str) -> None:
-    method, views, file = from_file(name)
-    np.testing.assert_allclose(steps(method, views, 0.01), file["steps_loss"], rtol=0.02)
+    method, given, file = from_file(name)
+    np.testing.assert_allclose(steps(method, method.views(given), 0.01), file["steps_loss"], rtol=0.02)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STEPS)
 def test_golden_three_optimizer_steps_in_double_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, views, file = from_file(name)
+    method, given, file = from_file(name)
     monkeypatch.setattr(Tensor, "float", lambda self: self if self.dtype == torch.float64 else self.to(torch.float32))
     method.double()
-    views = FIMAViews(*(view.double() for view in views))
+    views = method.views(given)
+    assert views.left_motion.dtype == torch.float64
     np.testing.assert_allclose(steps(method, views, 0.01), file["steps_loss_f64"], rtol=1e-9)
 
 

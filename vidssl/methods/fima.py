@@ -25,7 +25,8 @@ LOCAL = ("head", "tail")  # the clips of a window behind the map's time steps, i
 @dataclass(frozen=True)
 class FIMAContrast:
     dim: Count  # of an embedding
-    hidden: Count  # width of the projector's inner layer
+    head: Literal["mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
+    hidden: Count  # width of the head's inner layer
     queue: Whole  # number of appearance keys of past batches that serve as negatives; 0: the batch's other keys
     motion_queue: Whole  # motion keys of past batches, for the local loss; 0: none
     dense_queue: Whole  # motion keys of single cells, for the dense loss; 0: none
@@ -109,7 +110,7 @@ class FIMA(Learner):
         self.local_weight, self.dense_weight = local_weight, dense_weight
 
         width = backbone.out_channels
-        self.online = Encoder(backbone, projector(width, contrast.hidden, contrast.dim))
+        self.online = Encoder(backbone, projector(width, contrast))
         self.twin = Twin(self.online, contrast.momentum)
         self.into, self.out_of = nn.Linear(width, decoder.width), nn.Linear(decoder.width, width)
         self.decoder = Decoder(decoder)
@@ -235,10 +236,7 @@ class FIMA(Learner):
         places = cells.flatten(0, 1).repeat_interleave(t, dim=0)[:, :, None].expand(-1, -1, tokens.shape[-1])
         predicted = self.out_of(self.decoder(tokens.gather(1, places), memory)).unflatten(0, (sides, b, t))
         query = pooled(maps.flatten(0, 1)).view(sides, b, -1)
-        parts = (query, predicted[..., 0, :], predicted[..., 1:, :])
-        embedded = unit(self.online.head(torch.cat([part.flatten(0, -2) for part in parts])))  # one call for all
-        rows = embedded.split([part[..., 0].numel() for part in parts])
-        return tuple(row.view(*part.shape[:-1], -1) for row, part in zip(rows, parts, strict=True))
+        return tuple(unit(self.online.head(part)) for part in (query, predicted[..., 0, :], predicted[..., 1:, :]))
 
     # -- losses
 
@@ -315,10 +313,19 @@ class Encoder(nn.Module):
         self.backbone, self.head = backbone, head
 
 
-def projector(width: int, hidden: int, dim: int) -> nn.Sequential:
-    """For pooled maps, single cells and predictions alike: [..., width] -> [..., dim]; the release's 1 x 1
-    convolutions."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+class Projector(nn.Sequential):
+    """For pooled maps, cells and predictions alike: [..., width] -> [..., dim]. The release has 1 x 1 convolutions."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.flatten(0, -2)).view(*tokens.shape[:-1], -1)
+
+
+def projector(width: int, options: FIMAContrast) -> Projector:
+    first, last = nn.Linear(width, options.hidden), nn.Linear(options.hidden, options.dim)
+    if options.head == "mlp":
+        return Projector(first, nn.ReLU(inplace=True), last)
+    norms = nn.BatchNorm1d(options.hidden), nn.BatchNorm1d(options.dim, affine=False)
+    return Projector(first, norms[0], nn.ReLU(inplace=True), last, norms[1])
 
 
 class Decoder(nn.Module):
