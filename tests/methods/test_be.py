@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.conftest import fill, golden, normal
 from tests.methods.test_moco import Small, close, in_two_processes
 from vidssl.augment.background import add_frame
 from vidssl.backbones.i3d import I3D
+from vidssl.backbones.tiny import Tiny
 from vidssl.clips import Batch
 from vidssl.methods.be import (
     BE,
@@ -50,17 +52,17 @@ def be(backbone: nn.Module | None = None, contrast: dict | None = None, **change
     return BE(backbone or Small(), nn.Identity(), **{**options, **changes})
 
 
-def triplet(**changes: object) -> BETriplet:
+def triplet(backbone: nn.Module | None = None, **changes: object) -> BETriplet:
     torch.manual_seed(0)
     options = {**MIX, "view": "anchor", "placement": "random", "dim": 16, "margin": 0.5}
-    return BETriplet(Small(), nn.Identity(), **{**options, **changes})
+    return BETriplet(backbone or Small(), nn.Identity(), **{**options, **changes})
 
 
-def pretext(**changes: object) -> BEPretext:
+def pretext(backbone: nn.Module | None = None, **changes: object) -> BEPretext:
     torch.manual_seed(0)
     quiet = PretextConsistency(type="mse", weight=1.0, stop_grad_target=False)
     options = {**MIX, "turns": "rotation4", "clip_weight": 1.0, "distracting_weight": 1.0, "consistency": quiet}
-    return BEPretext(Small(), nn.Identity(), **{**options, **changes})
+    return BEPretext(backbone or Small(), nn.Identity(), **{**options, **changes})
 
 
 def views(batch: int = 6, seed: int = 0) -> Trio:
@@ -446,6 +448,34 @@ def test_pretext_target_without_gradient() -> None:
     clip = given.clip.requires_grad_()
     pretext(**only)(given._replace(clip=clip)).loss.backward()
     assert clip.grad is None
+
+
+# -- learning
+
+
+def still(count: int = 6, views: int = 3) -> Batch:
+    """Videos of one color each, of another in their second window, brighter at the top."""
+    generator = torch.Generator().manual_seed(0)
+    color = 60 + 120 * torch.rand(count, 2, 3, 1, 1, 1, generator=generator)
+    color = color[:, [0, 0, 1][:views]]
+    pixels = color + torch.linspace(60, -40, 16).view(16, 1) + 4 * torch.randn(count, views, 3, 4, 16, 16)
+    return Batch(pixels.clamp(0, 255).byte(), torch.zeros(count, views, 4), torch.zeros(count), torch.arange(count))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(be, extra_negative="inter", contrast={"queue": 0, "momentum": 0.0}), triplet, pretext]
+)
+def test_a_few_steps_learn_what_there_is_to_learn(make) -> None:
+    torch.manual_seed(0)
+    method = make(backbone=Tiny(width=4)).train()
+    optimizer, losses = torch.optim.AdamW(method.parameters(), lr=0.005), []
+    for _ in range(30):
+        loss = method(method.views(still(6, len(method.plan.views)))).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 # -- two processes against one
