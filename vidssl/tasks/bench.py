@@ -30,7 +30,8 @@ class Bench(ClipOptions, Task):
 
     A step is all that the trainer does with a batch, from uint8 clips on the device to the new weights. The clips are
     random, so no data set is read. Figures: ratio (median over the rounds), its quartiles, seconds of both, and
-    flop_ratio, the ratio of multiplications and additions in convolutions and matrix products.
+    flop_ratio, the ratio of multiplications and additions in convolutions and matrix products. On a CPU, seconds are
+    the process's own, of all its threads: what else the machine does counts little.
     """
 
     batch_size: Count
@@ -71,11 +72,12 @@ class Bench(ClipOptions, Task):
         batches = repeat(self.clips(learner, run.device))
 
         def once() -> float:
-            begun = time.perf_counter()
+            clock = time.perf_counter if run.device.type == "cuda" else time.process_time
+            begun = clock()
             updated = trainer.step(model, batches, 1)
             if run.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - begun
+            seconds = clock() - begun
             trainer.on_device.clear()
             if not updated:
                 raise ConfigError(f"method={method['name']}: its first steps do not train; make them 0 to measure one")
