@@ -132,6 +132,23 @@ def test_golden_dense_loss(case: str) -> None:
         assert np.linalg.norm(grad) == pytest.approx(float(file["grad_norm"]), rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "ours"), [("i3d", "i3d"), ("r2plus1d", "r2plus1d18"), ("r3d", "r3d18")])
+def test_golden_backbones(name: str, ours: str) -> None:
+    file = golden("fima/backbones.npz")
+    network = BACKBONES.build({"name": ours}).eval()
+    network.load_state_dict({key: fill(key, value.shape) for key, value in network.state_dict().items()})
+    shape = tuple(file[f"{name}_input_shape"])
+    clip = np.random.RandomState(int(file["input_seed"])).uniform(0, 1, size=shape).astype(np.float32)
+    features = network(torch.from_numpy(clip))
+    np.testing.assert_allclose(features.numpy(), file[f"{name}_features"], rtol=0, atol=1e-4)
+    classes = int(file[f"{name}_num_classes"])
+    weight, bias = fill("fc.weight", (classes, network.out_channels)), fill("fc.bias", (classes,))
+    logits = F.linear(features.mean(dim=(2, 3, 4)), weight, bias)
+    found = logits.log_softmax(dim=1) if name == "i3d" else logits
+    np.testing.assert_allclose(found.numpy(), file[f"{name}_output"], rtol=0, atol=1e-4)
+
+
 # -- golden steps
 
 
