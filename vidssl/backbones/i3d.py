@@ -73,14 +73,17 @@ class Unit(nn.Module):
 
 
 class Pool(nn.Module):
-    """Max pooling; zeros around the border do no harm behind a ReLU."""
+    """Max pooling over space, then over time: the same as at once, but faster. Zeros around it do no harm behind a
+    ReLU."""
 
     def __init__(self, kernel: Size3, stride: Size3):
         super().__init__()
         self.kernel, self.stride, self.pad = kernel, stride, same_padding(kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.pad(x, self.pad), self.kernel, self.stride, ceil_mode=True)
+        (t, *space), (time, *step) = self.kernel, self.stride
+        x = F.max_pool3d(F.pad(x, self.pad), (1, *space), (1, *step), ceil_mode=True)
+        return F.max_pool3d(x, (t, 1, 1), (time, 1, 1), ceil_mode=True) if t > 1 else x
 
 
 class Mixed(nn.Module):
