@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidssl.registry import ConfigError, unknown
+from vidssl.registry import ConfigError, nearest, unknown
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
@@ -176,11 +175,11 @@ def explain(words: list[str], home: Path) -> list[str]:
         for name in wrong:
             problems.append(unknown(group, name, options))
         if wrong:
-            near = [get_close_matches(str(name), options, n=1, cutoff=0.5) for name in wrong]
+            near = [nearest(name, options) for name in wrong]
             if not all(near):
                 doubtful.append(group)
             elif len(_chosen(override)) == 1:
-                groups.append(f"{override.get_key_element()}={near[0][0]}")
+                groups.append(f"{override.get_key_element()}={near[0]}")
         elif override.is_sweep_override() and not _is_multirun(words):
             choice = word.split("=", 1)[1]
             problems.append(f"{word}: several values; for a list quote it, '{group}=[{choice}]', for many runs add -m")
@@ -246,10 +245,8 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
         return f"{word}: {first} is not among this run's tasks; did you mean task=[{','.join([*tasks, first])}]?"
     keys = list(_keys(config))
     last = key.split(".")[-1]
-    near = [other for other in keys if other.split(".")[-1] == last][:3] or get_close_matches(
-        key, keys, n=1, cutoff=0.6
-    )
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    near = [other for other in keys if other.split(".")[-1] == last][:3] or [nearest(key, keys, cutoff=0.6)]
+    hint = f" Did you mean {' or '.join(near)}?" if near[0] else ""
     parent = key.rpartition(".")[0]
     while parent and not isinstance(OmegaConf.select(config, parent), DictConfig):
         parent = parent.rpartition(".")[0]

@@ -92,11 +92,17 @@ class Registry:
             importlib.import_module(f"{self.home}.{module.name}")
 
 
+def nearest(given: Any, allowed: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The allowed word that is most like the given one: first of all, one with its letters in another order."""
+    near = get_close_matches(str(given), list(allowed), n=5, cutoff=cutoff)
+    return min(near, key=lambda word: sorted(word) != sorted(str(given)), default=None)
+
+
 def unknown(key: str, given: Any, allowed: Iterable[str], noun: str = "values") -> str:
     """One line about a word that is not among the allowed ones, with the nearest of them."""
     allowed = sorted(allowed)
-    near = get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = nearest(given, allowed)
+    hint = f" Did you mean {near}?" if near else ""
     return f"{key}={given}: no such {noun.rstrip('s')}.{hint} Allowed {noun}: {', '.join(allowed)}"
 
 
@@ -122,8 +128,8 @@ def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str
     prefix = f"{key}." if key else ""
     for name, value in options.items():
         if name not in known:
-            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+            near = nearest(name, known)
+            hint = f" Did you mean {prefix}{near}?" if near else ""
             problems.append(f"{prefix}{name}={value}: unknown key.{hint} Allowed keys: {', '.join(sorted(known))}")
         else:
             problems += check_value(value, known[name], f"{prefix}{name}")
