@@ -88,6 +88,8 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
     folder = Path(output)
     log = Log(folder, rank=distributed.rank())
     run = Run(config, folder, log, distributed.device(config["accelerator"]), config["checkpoint"])
+    if run.device.type == "cpu":
+        distributed.keep_freed_memory()
     result = _read_json(folder / "result.json")
     begun = _read_json(folder / "run.json").get("tasks", {})
     _header(log, config, folder, run.device)

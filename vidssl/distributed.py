@@ -5,6 +5,7 @@ Nothing outside of this module touches torch.distributed, except the trainer tha
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import uuid
@@ -82,6 +83,19 @@ def device(accelerator: str) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, for its next step, as PyTorch does on GPUs.
+
+    glibc hands large blocks back to the system at once and gets each anew, page by page: a third of the time of a CPU
+    step whose activations have 32 MB and more. Elsewhere than with glibc nothing happens.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
 
 
 def start_ranks(work: Callable[..., Any], count: int, accelerator: str, arguments: tuple) -> Any:
