@@ -194,6 +194,32 @@ def test_killed_within_an_epoch_and_started_again_it_ends_as_if_nothing_had_happ
     assert outcome(tmp_path / "run") == undisturbed
 
 
+OTHERS = {  # as in the papers, where queues and twin are part of the state
+    "be": ("method.contrast.queue=20", "method.contrast.momentum=0.9"),
+    "be_triplet": (),
+    "be_pretext": (),
+    "dclr": ("method.contrast.queue=20", "method.contrast.fill_steps=3"),
+    "fima": ("method.contrast.queue=20", "method.contrast.motion_queue=20", "method.contrast.dense_queue=50"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_method_goes_on_as_if_it_had_not_been_killed(method: str, small: list[str], tmp_path: Path) -> None:
+    """Killed once while DCLR's queue fills, once later."""
+    words = [*small, "task=pretrain", "dataset.train_videos=64", "pretrain.batch_size=8", "pretrain.epochs=2"]
+    words += [f"method={method}", *OTHERS[method], "trainer.save_every=1", "data.workers=1"]
+    assert launch([*words, "output=straight"], tmp_path).status == DONE
+    for lines in (2, 7):
+        process = start([*words, "output=run"], tmp_path, tmp_path / ".launched")
+        wait_for_lines(tmp_path / "run/metrics.jsonl", lines, process)
+        process.kill()
+        process.join()
+    assert read_json(tmp_path / "run/run.json")["status"] == "running"
+    assert launch([*words, "output=run"], tmp_path).status == DONE
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "straight")
+
+
 @pytest.mark.parametrize(
     "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR2"))]
 )

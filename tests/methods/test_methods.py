@@ -125,3 +125,54 @@ def _train_rank(rank: int, name: str, recipe: str, folder: str) -> None:
         out.loss.backward()
         optimizer.step()
     torch.save(learner.state_dict(), f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+# be_triplet meets the reversed batch of its own rank, so it depends on how many there are
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "be_triplet"])
+def test_two_processes_do_what_one_does_with_all_clips_but_for_batch_statistics(
+    name: str, shuffle: bool, tmp_path: Path
+) -> None:
+    """Batch norm takes its running statistics here; FIMA's negatives in the batch come from both ranks."""
+    words = ["recipe=paper"]
+    if name != "be_pretext":
+        words.append(f"method.contrast.shuffle_bn={str(shuffle).lower()}")
+    if name == "fima":
+        words.append("method.contrast.gather_negatives=true")
+    learner = method(name, *words)
+    torch.manual_seed(0)
+    views = [learner.views(batch(learner, size=8, seed=seed)) for seed in range(2)]
+    torch.save([tuple(step) for step in views], tmp_path / "views.pt")
+    in_two_processes(_train_share, tmp_path, name, words, str(tmp_path))
+    losses = _train(learner, learner, views)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    joined = [sum(pair) / 2 for pair in zip(*(each["losses"] for each in found), strict=True)]
+    assert joined == pytest.approx(losses, rel=1e-5)
+    for key, value in learner.state_dict().items():
+        for each in found:
+            ours, theirs = each["state"][key], value
+            if key == "motion_queue.keys":  # the same keys in another order: rank by rank, as released
+                ours, theirs = (part[part[:, 0].argsort()] for part in (ours, theirs))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6, msg=key)
+
+
+def _train_share(rank: int, name: str, words: list[str], folder: str) -> None:
+    learner: Any = method(name, *words)
+    kind = type(learner.views(batch(learner)))
+    views = [kind(*(part.chunk(2)[rank] for part in step)) for step in torch.load(f"{folder}/views.pt")]
+    losses = _train(torch.nn.parallel.DistributedDataParallel(learner), learner, views)
+    torch.save({"losses": losses, "state": learner.state_dict()}, f"{folder}/{rank}.pt")
+
+
+def _train(model: torch.nn.Module, learner: Learner, views: list[Any]) -> list[float]:
+    learner.eval()
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for step in views:
+        out = model(step)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        losses.append(out.loss.item())
+    return losses
