@@ -255,11 +255,8 @@ class Trainer:
     def speed(self) -> dict[str, float]:
         """Of this start: clips/s, share of time spent waiting for data, seconds of a step without that."""
         seconds = max(1e-9, time.monotonic() - self.begun_at)
-        return {
-            "clips_per_second": self.clips / seconds,
-            "waiting_for_data": self.waited / seconds,
-            "seconds_per_step": (seconds - self.waited) / max(1, self.steps),
-        }
+        speed = {"clips_per_second": self.clips / seconds, "waiting_for_data": self.waited / seconds}
+        return speed | ({"seconds_per_step": (seconds - self.waited) / self.steps} if self.steps else {})
 
     def _note(self) -> str:
         speed = self.speed()

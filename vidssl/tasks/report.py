@@ -152,8 +152,8 @@ def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
     found = {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
     if record["status"] == "done":
         found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
-        step = record["tasks"].get("pretrain", {}).get("seconds_per_step", 0.0)
-        found |= {"seconds_per_step": step} if step > 0 else {}
+        pretrain = record["tasks"].get("pretrain", {})
+        found |= {name: pretrain[name] for name in ("seconds_per_step",) if name in pretrain}
     return found
 
 
