@@ -112,14 +112,14 @@ def _task_names(*, _root_: DictConfig) -> str:
 class SweepReport(Callback):
     """After many runs: one table of them all, with differences to one of its rows."""
 
-    def __init__(self, baseline: str | None = None, note: str = ""):
-        self.baseline, self.note = baseline, note
+    def __init__(self, **about: Any):
+        """about: what stands in the sweep's file; vidssl.tasks.report reads it from there as well."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from vidssl.tasks.report import show_report
 
         if not config.check_only:
-            show_report(Path(config.hydra.sweep.dir), self.baseline, self.note)
+            show_report(Path(config.hydra.sweep.dir))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

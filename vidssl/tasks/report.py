@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import json
 import statistics
@@ -89,19 +90,41 @@ class Setting:
         return {run.seed: run.figures[name] for run in self.runs if name in run.figures}
 
 
-def show_report(folder: Path, baseline: str | None = None, note: str = "") -> list[Setting]:
-    """Print the table of all runs under a folder; write it to report.md and report.html in there.
+@dataclass(frozen=True)
+class About:
+    """What a sweep's file says of its report, in hydra.callbacks.report."""
 
-    baseline: a row of the table to which differences are shown, seed by seed. note: what a reader has to know.
+    baseline: str | None = None  # a row of the table to which differences are shown, seed by seed
+    note: str = ""  # what a reader has to know
+    published: dict[str, Any] | None = None  # source, columns, and rows: label -> a figure for each column
+
+
+def read_about(folder: Path) -> About:
+    """Of the sweep whose folder this is, if it is one's."""
+    file = folder / "multirun.yaml"
+    if not file.exists():
+        return About()
+    section = OmegaConf.to_container(OmegaConf.load(file))["hydra"]["callbacks"]["report"]
+    return About(**{key: value for key, value in section.items() if key != "_target_"})
+
+
+def show_report(folder: Path, baseline: str | None = None) -> list[Setting]:
+    """Print the table of all runs under a folder; write it to report.md, report.csv and report.html in there.
+
+    baseline: in place of the one that the sweep names.
     """
     settings = read_settings(folder)
     if not settings:
         return []
+    about = read_about(folder)
+    note, baseline = about.note, baseline or about.baseline
     if baseline not in [setting.label for setting in settings]:
         baseline = None
     sheets = [by_run(settings)]
     if baseline is not None and len(settings) > 1:
         sheets.append(differences(settings, baseline))
+    if about.published is not None:
+        sheets.append(beside_published(settings, about.published))
     legend = [f"{column.title}: {column.meaning}" for column in (COLUMNS[name] for name in _names(settings))]
     console = Console(highlight=False)
     console.width = max(console.width, 100)
@@ -113,6 +136,7 @@ def show_report(folder: Path, baseline: str | None = None, note: str = "") -> li
     for line in (*legend, *([note.strip()] if note else [])):
         console.print(line, markup=False, soft_wrap=True)
     (folder / "report.md").write_text(markdown(sheets, legend, note))
+    write_csv(folder / "report.csv", settings)
     (folder / "report.html").write_text(page(folder, settings, sheets, legend, note))
     console.print(f"{folder / 'report.html'}", markup=False, soft_wrap=True)
     return settings
@@ -218,6 +242,32 @@ def differences(settings: list[Setting], baseline: str) -> Sheet:
     return Sheet("seed by seed", ["", *(COLUMNS[name].title for name in names)], rows)
 
 
+def beside_published(settings: list[Setting], published: dict[str, Any]) -> Sheet:
+    """A row for each setting, of ours or published: mean and spread over the seeds, and what was published."""
+    names = [name for name in _names(settings) if COLUMNS[name].is_share]
+    ours = {setting.label: setting for setting in settings}
+    rows = []
+    for label in [*published["rows"], *(label for label in ours if label not in published["rows"])]:
+        values = [list(ours[label].by_seed(name).values()) if label in ours else [] for name in names]
+        means = [_spread(column, COLUMNS[name].digits) for column, name in zip(values, names, strict=True)]
+        theirs = published["rows"].get(label, ["-"] * len(published["columns"]))
+        rows.append([label, *means, *map(str, theirs)])
+    head = ["", *(COLUMNS[name].title for name in names), *(f"published, {name}" for name in published["columns"])]
+    return Sheet(f"beside the published figures: {published['source']}", head, rows)
+
+
+def write_csv(file: Path, settings: list[Setting]) -> None:
+    """A row for each run, with every figure that any run has."""
+    names = sorted({name for setting in settings for run in setting.runs for name in run.figures})
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["setting", "seed", "status", "folder", *names])
+        for setting in settings:
+            for run in setting.runs:
+                figures = [run.figures.get(name, "") for name in names]
+                writer.writerow([setting.label, run.seed, run.status, run.folder, *figures])
+
+
 def _spread(values: list[float], digits: int) -> str:
     if len(values) < 2:
         return f"{values[0]:.{digits}f}" if values else "-"
@@ -225,10 +275,11 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def markdown(sheets: Sequence[Sheet], legend: list[str], note: str) -> str:
-    tables = [
-        "\n".join("| " + " | ".join(row) + " |" for row in (sheet.head, ["---"] * len(sheet.head), *sheet.rows))
-        for sheet in sheets
-    ]
+    tables = []
+    for sheet in sheets:
+        rows = (sheet.head, ["---"] * len(sheet.head), *sheet.rows)
+        tables += [f"**{sheet.title}**"] if sheet.title else []
+        tables.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     return "\n\n".join([*tables, "\n".join(f"* {line}" for line in legend), note.strip()]).strip() + "\n"
 
 
@@ -271,8 +322,9 @@ def _table(sheet: Sheet) -> str:
     def cells(tag: str, row: list[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
+    title = f"<h2>{html.escape(sheet.title[:1].upper() + sheet.title[1:])}</h2>" if sheet.title else ""
     rows = (cells("th" if row[1] == "mean" else "td", row) for row in sheet.rows)
-    return f"<table>{cells('th', sheet.head)}{''.join(rows)}</table>"
+    return f"{title}<table>{cells('th', sheet.head)}{''.join(rows)}</table>"
 
 
 def _plot(settings: list[Setting], name: str) -> str:

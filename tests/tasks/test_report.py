@@ -1,0 +1,51 @@
+"""Tables of sweeps, from what their runs left."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from tests.conftest import launch, read_json
+from vidssl.command import DONE
+
+SMOKE = (
+    "task=[pretrain,linear]",
+    "pretrain.epochs=1",
+    "pretrain.batch_size=8",
+    "linear.epochs=1",
+    "linear.batch_size=8",
+)
+
+
+def test_a_sweep_stands_beside_the_published_figures_and_is_done_once(small: list[str], tmp_path: Path) -> None:
+    """sweeps=fame_background in its smallest size, from a folder that holds nothing else."""
+    words = ["sweeps=fame_background", "output=sweep", "seed=0,1", *small, *SMOKE]
+    answer = launch(words, tmp_path)
+    assert answer.status == DONE, answer.err
+    results = sorted((tmp_path / "sweep").glob("*/result.json"))
+    assert [file.parent.name for file in results] == [
+        f"{arm}-{seed}" for arm in ("background_inter", "background_intra", "baseline") for seed in (0, 1)
+    ]
+    report = (tmp_path / "sweep/report.md").read_text()
+    ours = [read_json(tmp_path / f"sweep/background_inter-{seed}/result.json")["linear"]["top1"] for seed in (0, 1)]
+    row = next(line for line in report.splitlines() if line.startswith("| background inter |") and "81.2" in line)
+    assert row.startswith(f"| background inter | {sum(ours) / 2:.1f} +- ")
+    assert row.endswith("| 81.2 | 52.6 |")
+    assert "poster (CVPR 2022), table 3" in report
+    with (tmp_path / "sweep/report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["linear.top1"]) for row in rows if row["setting"] == "background inter"] == ours
+    before = {file: file.stat().st_mtime_ns for file in results}
+    again = launch(words, tmp_path)
+    assert again.out.count("this run is done") == 6
+    assert {file: file.stat().st_mtime_ns for file in results} == before
+    later = launch(["task=report", "report.runs=sweep", "output=later"], tmp_path)
+    assert later.status == DONE, later.err
+    assert (tmp_path / "sweep/report.md").read_text() == report
+
+
+def test_a_published_row_that_was_not_run_is_shown_as_missing(small: list[str], tmp_path: Path) -> None:
+    words = ["sweeps=fame_background", "+sweeps/fame=baseline", "output=sweep", *small, *SMOKE]
+    assert launch(words, tmp_path).status == DONE
+    report = (tmp_path / "sweep/report.md").read_text().splitlines()
+    assert "| background intra | - | - | 77.4 | 47.6 |" in report
