@@ -11,10 +11,10 @@ demo: .venv/ready ## MoCo against FAME on synthetic videos: who follows the back
 	$(BIN)/python launch.py sweeps=demo $(ARGS)
 
 test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: .venv/ready ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready ## lint and formatting
 	$(BIN)/ruff check .

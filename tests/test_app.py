@@ -372,7 +372,13 @@ def test_a_sweep_runs_every_job_prints_one_table_and_skips_what_is_done(small: l
 
 
 @pytest.mark.parametrize(
-    "word", ["trainer.channels_last=true", "precision=bf16", "trainer.accumulate=2", "trainer.clip_grad=0.1"]
+    "word",
+    [
+        "precision=bf16",
+        "trainer.accumulate=2",
+        pytest.param("trainer.channels_last=true", marks=pytest.mark.slow),
+        pytest.param("trainer.clip_grad=0.1", marks=pytest.mark.slow),
+    ],
 )
 def test_ways_of_computing_change_little(word: str, undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "dataset.train_videos=64", "output=run", "task=pretrain"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ BE = {
     "s3dg": "s3dg",
 }  # fmt: skip
 FILES |= {f"be/{arch}_{kind}": name for arch, name in BE.items() for kind in ("pretrain", "finetune")}
+LARGE = re.compile("r3d34|r3d50|r3d_18|c3d|_ucf101")  # half a second each and more
 CLASSIFIERS = [file for file in FILES if file.endswith(("_eval", "_classifier", "_finetune"))]
 
 
@@ -83,7 +85,9 @@ def load(checkpoint: dict[str, Any], folder: Path) -> tuple[Weights, nn.Module, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=pytest.mark.slow if LARGE.search(file) else ()) for file in FILES]
+)
 def test_every_released_layout_loads_completely_and_answers_as_recorded(file: str, tmp_path: Path) -> None:
     state = entries(file)
     weights, network, report = load(wrapped(file, state), tmp_path)

@@ -614,6 +614,7 @@ def _compare_rank(rank: int, folder: str) -> None:
     torch.save(found, f"{folder}/{rank}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_fill_and_train_alike(accumulate: int, tmp_path: Path) -> None:
     in_two_processes(_train_rank, tmp_path, accumulate, str(tmp_path))

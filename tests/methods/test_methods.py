@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,18 @@ from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
 
 
-def method(name: str, *words: str) -> Learner:
-    """With a narrow tiny backbone; recipe=paper brings queue and twin, at sizes for a test."""
+@cache
+def composed(name: str, *words: str) -> dict:
     register_resolvers()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIDSSL_HOME", str(HOME))
         with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
-            config = plain(compose("config", [f"method={name}", "backbone.width=4", *words]))
+            return plain(compose("config", [f"method={name}", "backbone.width=4", *words]))
+
+
+def method(name: str, *words: str) -> Learner:
+    """With a narrow tiny backbone; recipe=paper brings queue and twin, at sizes for a test."""
+    config = deepcopy(composed(name, *words))
     if "contrast" in config["method"] and config["method"]["contrast"]["queue"]:
         config["method"]["contrast"]["queue"] = 24
     if "fill_steps" in config["method"].get("contrast", {}):
@@ -104,17 +111,30 @@ def test_a_saved_state_continues_bit_for_bit(name: str, recipe: str, tmp_path: P
     assert found + steps(second, range(2, 4)) == expected
 
 
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """States of all methods after three steps in two processes, which are started once."""
+    folder = tmp_path_factory.mktemp("two")
+    in_two_processes(_train_all, folder, str(folder))
+    return folder
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHODS.names())
-def test_two_processes_end_with_the_same_weights_and_queues(name: str, recipe: str, tmp_path: Path) -> None:
-    in_two_processes(_train_rank, tmp_path, name, recipe, str(tmp_path))
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_two_processes_end_with_the_same_weights_and_queues(name: str, recipe: str, trained_by_two: Path) -> None:
+    states = [torch.load(trained_by_two / f"{name}-{recipe}-{rank}.pt", weights_only=True) for rank in range(2)]
     for key, value in states[0].items():
         if "running" not in key and "num_batches" not in key:  # each rank's own without broadcast
             torch.testing.assert_close(states[1][key], value, rtol=0, atol=0, msg=key)
 
 
-def _train_rank(rank: int, name: str, recipe: str, folder: str) -> None:
+def _train_all(rank: int, folder: str) -> None:
+    for name in METHODS.names():
+        for recipe in RECIPES:
+            _train_rank(rank, name, recipe, f"{folder}/{name}-{recipe}-{rank}.pt")
+
+
+def _train_rank(rank: int, name: str, recipe: str, file: str) -> None:
     learner: Any = method(name, recipe).train()
     model = torch.nn.parallel.DistributedDataParallel(learner)
     optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
@@ -124,7 +144,7 @@ def _train_rank(rank: int, name: str, recipe: str, folder: str) -> None:
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-    torch.save(learner.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(learner.state_dict(), file)
 
 
 @pytest.mark.slow

@@ -101,7 +101,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("folder", "list") else ()) for name in TREES]
+)
 def test_the_layout_trains_end_to_end(name: str, material: dict[str, Path], tmp_path: Path) -> None:
     make, words = TREES[name]
     root = tmp_path / "root"
@@ -175,6 +177,7 @@ def test_only_unusable_videos_is_an_error_of_the_input(tmp_path: Path) -> None:
     assert "no video of the train split can be used; 4 short" in answer.err
 
 
+@pytest.mark.slow
 def test_the_second_synthetic_data_set_runs(tmp_path: Path) -> None:
     words = ["dataset=synthetic_scenes", "dataset.train_videos=16", "dataset.test_videos=12", "backbone.width=4",
              "pretrain.batch_size=8", "pretrain.epochs=1", "knn.k=3", "data.workers=0", "output=run"]  # fmt: skip

@@ -32,6 +32,7 @@ def test_a_chain_ends_in_files_that_answer_like_the_network(small: list[str], tm
     assert json.loads(about["vidssl.json"])["clip"] == [3, 8, 32, 32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["s3dg"])
 def test_a_program_takes_any_number_of_clips(name: str, tmp_path: Path) -> None:
     network = BACKBONES.build({"name": name}).eval()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import launch, read_json
 from vidssl.command import DONE
 
@@ -17,6 +19,7 @@ SMOKE = (
 )
 
 
+@pytest.mark.slow
 def test_a_sweep_stands_beside_the_published_figures_and_is_done_once(small: list[str], tmp_path: Path) -> None:
     """sweeps=fame_background in its smallest size, from a folder that holds nothing else."""
     words = ["sweeps=fame_background", "output=sweep", "seed=0,1", *small, *SMOKE]

@@ -46,7 +46,7 @@ class Bench(ClipOptions, Task):
         flops = [count_flops(step) for step in (ours, theirs)]
         pairs = [(ours(), theirs()) for _ in run.log.track(range(self.rounds), self.rounds, "bench")]
         ratios = [mine / base for mine, base in pairs]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         seconds = [statistics.median(column) for column in zip(*pairs, strict=True)]
         name, other = run.config["method"]["name"], self.baseline["name"]
         run.log.say(
