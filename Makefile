@@ -14,7 +14,7 @@ test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: .venv/ready ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: .venv/ready ## lint and formatting
 	$(BIN)/ruff check .
