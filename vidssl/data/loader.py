@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +106,8 @@ class ClipLoader:
                 collate_fn=collate,
                 pin_memory=pin,
                 persistent_workers=workers > 0,
+                multiprocessing_context="fork" if workers > 0 else None,
+                worker_init_fn=_die_with_parent,
                 prefetch_factor=prefetch if workers > 0 else None,
                 generator=torch.Generator(),  # leaves the default one alone
             )
@@ -134,3 +138,10 @@ class ClipLoader:
                 f"{len(self.damaged)} of {len(self.dataset)} videos turned out damaged, more than "
                 f"data.most_damaged={self.most_damaged} allows; the last: {reason}"
             )
+
+
+def _die_with_parent(worker: int) -> None:
+    """A run that is killed leaves no workers behind, which would wait for it for ever."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
