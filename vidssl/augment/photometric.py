@@ -20,8 +20,29 @@ AUGMENTS = Registry("augmentation", "vidssl.augment")
 LUMA = (0.299, 0.587, 0.114)
 
 
+class Jittered(nn.Module):
+    """What the color operations share: their ranges, and normalization at the end."""
+
+    def __init__(
+        self,
+        jitter: float,
+        ranges: tuple[tuple[float, float], ...],
+        flavor: str,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
+        super().__init__()
+        self.jitter, self.ranges = jitter, ranges
+        self.steps = JIGGLE if flavor == "jiggle" else JITTER
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+
+    def normalized(self, clip: Tensor) -> Tensor:
+        return (clip - self.mean) / self.std
+
+
 @AUGMENTS.register("photometric")
-class Photometric(nn.Module):
+class Photometric(Jittered):
     """clip float32 [B, 3, T, S, S] in [0, 1] -> normalized float32, same shape. Draws anew at each call.
 
     gray, jitter, blur: probability that a clip gets it. brightness, contrast, saturation: range of the factor;
@@ -47,15 +68,10 @@ class Photometric(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[Positive, Positive, Positive],
     ):
-        super().__init__()
-        self.gray, self.jitter, self.blur = gray, jitter, blur
-        self.ranges = (brightness, contrast, saturation, hue)
-        self.steps = JIGGLE if flavor == "jiggle" else JITTER
-        self.blur_sigma = blur_sigma
+        super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
+        self.gray, self.blur, self.blur_sigma = gray, blur, blur_sigma
         if blur_draw == "per_run":
             self.blur_sigma = (_uniform(1, blur_sigma).item(),) * 2
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
 
     @torch.no_grad()
     def forward(self, clip: Tensor) -> Tensor:
@@ -67,12 +83,11 @@ class Photometric(nn.Module):
             if self.ranges[step] != NEUTRAL[step]:
                 clip = _on_some(clip, chosen, self.steps[step], factors[step])
         sigma = _uniform(count, self.blur_sigma)
-        clip = _on_some(clip, _draw(count, self.blur), gaussian_blur, sigma)
-        return (clip - self.mean) / self.std
+        return self.normalized(_on_some(clip, _draw(count, self.blur), gaussian_blur, sigma))
 
 
 @AUGMENTS.register("one_of_four")
-class OneOfFour(nn.Module):
+class OneOfFour(Jittered):
     """clip float32 [B, 3, T, S, S] in [0, 1] -> normalized float32, same shape. Draws anew at each call.
 
     A clip gets a single one of the four operations, each as likely: what the color jitter of BE's release comes to,
@@ -91,11 +106,7 @@ class OneOfFour(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[Positive, Positive, Positive],
     ):
-        super().__init__()
-        self.jitter, self.ranges = jitter, (brightness, contrast, saturation, hue)
-        self.steps = JIGGLE if flavor == "jiggle" else JITTER
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+        super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
 
     @torch.no_grad()
     def forward(self, clip: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ class OneOfFour(nn.Module):
         operation = torch.where(_draw(count, self.jitter), torch.randint(4, (count,)), -1)
         for number, (bounds, step) in enumerate(zip(self.ranges, self.steps, strict=True)):
             clip = _on_some(clip, operation == number, step, _uniform(count, bounds))
-        return (clip - self.mean) / self.std
+        return self.normalized(clip)
 
 
 def to_gray(clip: Tensor) -> Tensor:
