@@ -110,7 +110,7 @@ def test_golden_training_step_of_i3d() -> None:
     optimizer = torch.optim.SGD(method.online.parameters(), lr=0.003, momentum=0.9, weight_decay=1e-4)
     out = method(given)
     out.loss.backward()
-    (query, keys, _, extra), (logits, target) = seen["logits"]
+    (query, keys, extra), (logits, target) = seen["logits"]
     for found, name in ((query, "feat_q"), (keys, "feat_k"), (extra, "feat_n"), (method.queue.keys, "queue_after")):
         close(found, file[name], 5e-4)
     close(logits, file["logits"], 5e-3)
@@ -150,7 +150,7 @@ def three_steps(file: dict, prefix: str, method: BE, steps: int) -> list[tuple[T
     results = []
     for step in range(steps):
         q, k, n = (torch.from_numpy(file[f"{prefix}s{step}_{name}"]).requires_grad_(name != "k") for name in "qkn")
-        logits, _ = method.logits(q, k, k, n)
+        logits, _ = method.logits(q, k, n)
         results.append((q, n, logits))
         method.queue.push(k)
         close(method.queue.keys, file[f"{prefix}s{step}_queue_after"], 0)
@@ -256,7 +256,7 @@ def test_negatives_come_from_the_same_video_or_from_another_or_are_not_there() -
     assert len(none.plan.views) == 2
     assert none.plan.windows == 1
     assert none.views(batch(clips=2)).negative is None
-    logits, _ = none.logits(*(F.normalize(torch.randn(4, 16), dim=1) for _ in range(3)), None)
+    logits, _ = none.logits(*(F.normalize(torch.randn(4, 16), dim=1) for _ in range(2)), None)
     assert logits.shape == (4, 11)
 
 
@@ -316,7 +316,7 @@ def test_the_queue_starts_uniform_with_lengths_near_one() -> None:
 def test_without_queue_the_other_keys_of_the_batch_are_negatives() -> None:
     method = be(contrast={"queue": 0})
     q, k, n = (F.normalize(torch.randn(4, 16), dim=1) for _ in range(3))
-    logits, target = method.logits(q, k, k, n)
+    logits, target = method.logits(q, k, n)
     torch.testing.assert_close(logits, torch.cat([q @ k.T, (q * n).sum(1, keepdim=True)], dim=1) / 0.07)
     assert target.tolist() == [0, 1, 2, 3]
     assert method(views()).loss.isfinite()

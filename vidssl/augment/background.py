@@ -44,6 +44,10 @@ class StaticMix:
         share = torch.where(torch.rand(count) < self.p, share, 0.0)
         return add_frame(clip, self.frame(clip), share)
 
+    def pictures(self, clip: Tensor) -> dict[str, Tensor]:
+        """To look at: clips [B, 3, T, H, W] in [0, 1] before and after."""
+        return {"clip": clip, "distracting": self(clip).clamp(0, 1)}
+
     def frame(self, clip: Tensor) -> Tensor:
         """A frame for each clip. [B, 3, T, H, W] -> [B, 3, H, W]."""
         b, c, t, h, w = clip.shape

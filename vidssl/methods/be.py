@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,16 @@ from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import (
     METHODS,
     Embedder,
+    KeyOptions,
     Queue,
     Twin,
     across_ranks,
-    batch_logits,
+    contrast_logits,
     embed,
     projector,
-    queue_logits,
+    unit,
 )
-from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
+from vidssl.registry import ConfigError, Count, Positive, Share
 
 Augment = Callable[[Tensor], Tensor]
 Scope = Literal["batch", "sample"]
@@ -41,15 +42,7 @@ Placement = Literal["random", "released"]
 
 
 @dataclass(frozen=True)
-class BEContrast:
-    dim: Count  # of an embedding
-    head: Literal["linear", "mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
-    hidden: Count | None  # width of the head's inner layer; null: the backbone's
-    head_std: Positive | None  # initial spread of the head's last layer, its bias 0; null: PyTorch's own
-    queue: Whole  # number of keys of past batches that serve as negatives; 0: the batch's other keys
-    momentum: Annotated[float, Within("[0, 1]")]  # of the twin
-    temperature: Positive
-    shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
+class BEContrast(KeyOptions):
     key_bn: Literal["train", "eval"]  # the twin normalizes by its batch, or by the network's running statistics
 
 
@@ -87,7 +80,7 @@ class Features(NamedTuple):
 
 def features(network: Embedder, clip: Tensor) -> Features:
     fmap = network.backbone(clip)
-    return Features(F.normalize(network.head(fmap).float(), dim=1), over_space(fmap.float()))
+    return Features(unit(network.head(fmap)), over_space(fmap.float()))
 
 
 def over_space(fmap: Tensor) -> Tensor:
@@ -108,11 +101,6 @@ def trio(batch: Batch, augment: Augment, mix: Callable[[Tensor], Tensor], view: 
     if view in ("positive", "both"):
         positive = mix(positive)
     return Trio(anchor, positive, *negative or [None])
-
-
-def shown(batch: Batch, mix: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    clip = batch.clips[:, 0].float().div(255)
-    return {"clip": clip, "distracting": mix(clip).clamp(0, 1)}
 
 
 @METHODS.register("be")
@@ -190,9 +178,8 @@ class BE(Learner):
         self.follow()
         query = features(self.online, views.anchor)  # the order of the passes shows in batch norm's running statistics
         keys = self.keys(views.positive)
-        own = Features(*(distributed.own_rows(part) for part in keys))
-        consistency = self.inconsistency(query, own, views)
-        logits, target = self.logits(query.embedding, keys.embedding, own.embedding, self.negative(views.negative))
+        consistency = self.inconsistency(query, keys, views)
+        logits, target = self.logits(query.embedding, keys.embedding, self.negative(views.negative))
         if self.queue is not None:
             self.queue.push(keys.embedding)
         loss = F.cross_entropy(logits, target) if self.nce is None else self.nce(logits)
@@ -224,22 +211,21 @@ class BE(Learner):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_negative):
             return embed(self.online, clip)
 
-    def logits(self, query: Tensor, keys: Tensor, own: Tensor, negative: Tensor | None) -> tuple[Tensor, Tensor]:
+    def logits(self, query: Tensor, keys: Tensor, negative: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, 1 + K + 1] and the column of the own key: the own key, the queue, and each query's extra negative."""
-        if self.queue is None:
-            logits, target = batch_logits(query, keys, self.options.temperature)
-        else:
-            logits = queue_logits(query, own, self.queue, self.options.temperature)
-            target = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+        logits, target = contrast_logits(query, keys, self.queue, self.options.temperature)
         if negative is not None:
             extra = (query * negative).sum(dim=1, keepdim=True) / self.options.temperature
             logits = torch.cat([logits, extra], dim=1)
         return logits, target
 
-    def inconsistency(self, query: Features, key: Features, views: Trio) -> Tensor | None:
+    def inconsistency(self, query: Features, keys: Features, views: Trio) -> Tensor | None:
         if self.consistency.type == "none":
             return None
-        target = key if self.consistency.stop_grad_target else features(self.online, views.positive)
+        if self.consistency.stop_grad_target:
+            target = Features(*(distributed.own_rows(part) for part in keys))
+        else:
+            target = features(self.online, views.positive)
         if self.consistency.type == "tcr":
             return temporal_consistency(query.pooled, target.pooled, reverse_time=self.consistency.reverse_time)
         if self.consistency.of == "embed":
@@ -248,7 +234,7 @@ class BE(Learner):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        return shown(batch, self.mix)
+        return self.mix.pictures(batch.clips[:, 0].float().div(255))
 
 
 def refuse_contradictions(
@@ -354,7 +340,7 @@ class BETriplet(Learner):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        return shown(batch, self.mix)
+        return self.mix.pictures(batch.clips[:, 0].float().div(255))
 
 
 def triplets(anchor: Tensor, positive: Tensor, negative: Tensor, *, margin: float) -> tuple[Tensor, Tensor]:

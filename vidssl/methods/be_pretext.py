@@ -110,5 +110,4 @@ class BEPretext(Learner):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        clip = batch.clips[:, 0].float().div(255)
-        return {"clip": clip, "distracting": self.mix(clip).clamp(0, 1)}
+        return self.mix.pictures(batch.clips[:, 0].float().div(255))

@@ -21,7 +21,9 @@ METHODS = Registry("method", "vidssl.methods")
 
 
 @dataclass(frozen=True)
-class ContrastOptions:
+class KeyOptions:
+    """Of methods whose keys come from a slow twin and wait in a queue."""
+
     dim: Count  # of an embedding
     head: Literal["linear", "mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
     hidden: Count | None  # width of the head's inner layer; null: the backbone's
@@ -29,28 +31,36 @@ class ContrastOptions:
     queue: Whole  # number of keys of past batches that serve as negatives; 0: the batch's other keys
     momentum: Annotated[float, Within("[0, 1]")]  # of the twin; 0: keys are the network's own, without gradient
     temperature: Positive
-    symmetric: bool  # both clips of a pair are query once
     shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
+
+
+@dataclass(frozen=True)
+class ContrastOptions(KeyOptions):
+    symmetric: bool  # both clips of a pair are query once
     enqueue: Literal["after_both", "after_each_pass"]  # the second: a clip's own key is among its negatives
 
 
-def projector(width: int, options: ContrastOptions) -> nn.Sequential:
+def projector(width: int, options: KeyOptions) -> nn.Sequential:
     """Map [B, width, t, h, w] -> [B, dim], to put behind a backbone."""
-    hidden = options.hidden or width
-    match options.head:
-        case "linear":
-            layers = [nn.Linear(width, options.dim)]
-        case "mlp":
-            layers = [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, options.dim)]
-        case "mlp_bn":
-            layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
-            layers += [nn.Linear(hidden, options.dim)]
+    layers = head_layers(options.head, width, options.hidden or width, options.dim)
     if options.head_std is not None:
-        nn.init.normal_(layers[-1].weight, std=options.head_std)
-        nn.init.zeros_(layers[-1].bias)
-    if options.head == "mlp_bn":
-        layers.append(nn.BatchNorm1d(options.dim, affine=False))
+        spread([layer for layer in layers if isinstance(layer, nn.Linear)][-1], options.head_std)
     return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), *layers)
+
+
+def head_layers(kind: Literal["linear", "mlp", "mlp_bn"], width: int, hidden: int, dim: int) -> list[nn.Module]:
+    """[B, width] -> [B, dim]"""
+    if kind == "linear":
+        return [nn.Linear(width, dim)]
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, dim)
+    if kind == "mlp":
+        return [first, nn.ReLU(inplace=True), last]
+    return [first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last, nn.BatchNorm1d(dim, affine=False)]
+
+
+def spread(layer: nn.Linear, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
 
 
 class Embedder(nn.Module):
@@ -65,8 +75,13 @@ class Embedder(nn.Module):
 
 
 def embed(network: nn.Module, clip: Tensor) -> Tensor:
-    """Unit float32 [B, D], also where the network answers in half precision."""
-    return F.normalize(network(clip).float(), dim=1)
+    """Unit float32 [B, D]."""
+    return unit(network(clip))
+
+
+def unit(embedding: Tensor) -> Tensor:
+    """float32 of length 1 along the last dimension, also where the network answers in half precision."""
+    return F.normalize(embedding.float(), dim=-1)
 
 
 class Twin(nn.Module):
@@ -130,6 +145,17 @@ class Queue(nn.Module):
         rows = (self.place + torch.arange(len(keys), device=keys.device)) % length
         self.keys[rows] = keys
         self.place.copy_((self.place + len(keys)) % length)
+
+
+def contrast_logits(query: Tensor, keys: Tensor, queue: Queue | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits of this rank's queries [B, D] and the column of each one's own key, int64 [B]. keys [B * ranks, D].
+
+    [B, 1 + K] against the queue, or [B, B * ranks] against the batch where there is none.
+    """
+    if queue is None:
+        return batch_logits(query, keys, temperature)
+    logits = queue_logits(query, distributed.own_rows(keys), queue, temperature)
+    return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 
 def queue_logits(query: Tensor, key: Tensor, queue: Queue, temperature: float) -> Tensor:

@@ -14,7 +14,7 @@ from vidssl import distributed
 from vidssl.augment.motion import frame_difference, still_frame
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
-from vidssl.methods.contrast import METHODS, Queue, Twin, across_ranks, multi_positive_nce
+from vidssl.methods.contrast import METHODS, Queue, Twin, across_ranks, head_layers, multi_positive_nce, spread, unit
 from vidssl.registry import ConfigError, Count, NotNegative, Positive, Whole, Within
 
 # Embeddings of a window: three views of its video stream, its two other streams, and the last two once more, as the
@@ -94,21 +94,16 @@ class Decoupler(nn.Module):
     def embed(self, pooled: dict[str, Tensor]) -> Tensor:
         """Pooled features [B, C] of some heads -> unit float32 [B, heads, D]."""
         answers = [self.heads[name](feature) for name, feature in pooled.items()]
-        return F.normalize(torch.stack(answers, dim=1).float(), dim=-1)
+        return unit(torch.stack(answers, dim=1))
 
 
 def head(width: int, options: DecoupledContrastOptions) -> nn.Sequential:
     """[B, width] -> [B, dim]"""
-    hidden = options.hidden or width
-    first, last = nn.Linear(width, hidden), nn.Linear(hidden, options.dim)
-    if options.head_std is not None:
-        for layer in (first, last):
-            nn.init.normal_(layer.weight, std=options.head_std)
-            nn.init.zeros_(layer.bias)
-    if options.head == "mlp":
-        return nn.Sequential(first, nn.ReLU(inplace=True), last)
-    between, behind = nn.BatchNorm1d(hidden), nn.BatchNorm1d(options.dim, affine=False)
-    return nn.Sequential(first, between, nn.ReLU(inplace=True), last, behind)
+    layers = head_layers(options.head, width, options.hidden or width, options.dim)
+    for layer in layers:
+        if options.head_std is not None and isinstance(layer, nn.Linear):
+            spread(layer, options.head_std)
+    return nn.Sequential(*layers)
 
 
 def activation(feature: Tensor) -> Tensor:

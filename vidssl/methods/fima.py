@@ -16,7 +16,7 @@ from vidssl import distributed
 from vidssl.augment.motion import First, motion_clip
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
-from vidssl.methods.contrast import METHODS, Queue, Twin, across_ranks, batch_logits, queue_logits
+from vidssl.methods.contrast import METHODS, Embedder, Queue, Twin, across_ranks, contrast_logits, head_layers, unit
 from vidssl.registry import ConfigError, Count, NotNegative, Positive, Whole, Within
 
 LOCAL = ("head", "tail")  # the clips of a window behind the map's time steps, in their order
@@ -110,7 +110,8 @@ class FIMA(Learner):
         self.local_weight, self.dense_weight = local_weight, dense_weight
 
         width = backbone.out_channels
-        self.online = Encoder(backbone, projector(width, contrast))
+        layers = head_layers(contrast.head, width, contrast.hidden, contrast.dim)
+        self.online = Embedder(backbone, Projector(*layers))  # called part by part
         self.twin = Twin(self.online, contrast.momentum)
         self.into, self.out_of = nn.Linear(width, decoder.width), nn.Linear(decoder.width, width)
         self.decoder = Decoder(decoder)
@@ -244,12 +245,8 @@ class FIMA(Learner):
         """MoCo in both directions. query [2, B, D]; keys of all ranks [N, D]."""
         results = []
         for own, keys in zip(query, (right, left), strict=True):
-            if self.queue is None:
-                results.append(batch_logits(own, keys, self.options.temperature))
-                continue
-            logits = queue_logits(own, distributed.own_rows(keys), self.queue, self.options.temperature)
-            results.append((logits, torch.zeros(len(own), dtype=torch.int64, device=own.device)))
-            if self.options.enqueue == "after_each_pass":
+            results.append(contrast_logits(own, keys, self.queue, self.options.temperature))
+            if self.queue is not None and self.options.enqueue == "after_each_pass":
                 self.queue.push(keys)
         if self.queue is not None and self.options.enqueue == "after_both":
             self.queue.push(right)
@@ -305,27 +302,11 @@ class FIMA(Learner):
         return torch.stack(losses).mean()
 
 
-class Encoder(nn.Module):
-    """Backbone and projector, which the twin follows together."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module):
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-
 class Projector(nn.Sequential):
     """For pooled maps, cells and predictions alike: [..., width] -> [..., dim]. The release has 1 x 1 convolutions."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return super().forward(tokens.flatten(0, -2)).view(*tokens.shape[:-1], -1)
-
-
-def projector(width: int, options: FIMAContrast) -> Projector:
-    first, last = nn.Linear(width, options.hidden), nn.Linear(options.hidden, options.dim)
-    if options.head == "mlp":
-        return Projector(first, nn.ReLU(inplace=True), last)
-    norms = nn.BatchNorm1d(options.hidden), nn.BatchNorm1d(options.dim, affine=False)
-    return Projector(first, norms[0], nn.ReLU(inplace=True), last, norms[1])
 
 
 class Decoder(nn.Module):
@@ -377,11 +358,6 @@ def cells_of(features: Tensor) -> Tensor:
 def pooled(features: Tensor) -> Tensor:
     """[B, C, t, h, w] -> [B, 1, C]."""
     return features.mean(dim=(2, 3, 4))[:, None]
-
-
-def unit(embedding: Tensor) -> Tensor:
-    """float32, also where the network answers in half precision."""
-    return F.normalize(embedding.float(), dim=-1)
 
 
 def rank_major(*keys: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ from vidssl.methods.contrast import (
     Embedder,
     Queue,
     Twin,
-    batch_logits,
+    contrast_logits,
     embed,
     projector,
-    queue_logits,
 )
 
 
@@ -76,12 +75,9 @@ class MoCo(Learner):
         results, pushed = [], []
         for turn, (query, (_, key_clip)) in enumerate(zip(queries, passes, strict=True)):
             keys = self.keys(key_clip, queries, turn)
+            results.append(contrast_logits(query, keys, self.queue, self.options.temperature))
             if self.queue is None:
-                results.append(batch_logits(query, keys, self.options.temperature))
                 continue
-            own = distributed.own_rows(keys)
-            logits = queue_logits(query, own, self.queue, self.options.temperature)
-            results.append((logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)))
             pushed.append(keys)
             if self.options.enqueue == "after_each_pass":
                 self.queue.push(pushed.pop())
