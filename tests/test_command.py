@@ -81,6 +81,14 @@ def test_all_jobs_of_a_sweep_are_checked_before_the_first_works(tmp_path: Path) 
         assert not list(tmp_path.rglob("run.json"))
 
 
+def test_half_precision_is_refused_only_where_the_backbone_is_trained(tmp_path: Path) -> None:
+    words = ["precision=bf16", "accelerator=cpu", "backbone=r3d18", "clip_frames=16", "checkpoint=none"]
+    answer = launch([*words, "task=linear", "check_only=true"], tmp_path)
+    assert answer.status == DONE, answer.err
+    answer = launch([*words, "task=finetune", "check_only=true"], tmp_path)
+    assert "precision=bf16: on CPUs" in answer.err
+
+
 def test_settings_may_stand_around_a_flag(tmp_path: Path) -> None:
     answer = launch(
         ["method=moco", "-m", "seed=range(0,2)", "task=[pretrain],[pretrain,linear]", "check_only=true"], tmp_path
@@ -96,6 +104,10 @@ def test_two_mistakes_are_both_told(tmp_path: Path) -> None:
         (["backbone=r3d", "method.mask=x", "seed=-3"], ["backbone=r3d", "method.mask=x", "seed=-3"]),
         (["method.beta=2", "trainer.log_every=0"], ["method.beta=2", "trainer.log_every=0"]),
         (["crop_size=33", "dataset=folder", "dataset.root=/no/such", "task=pretrain"], ["crop_size=33", "/no/such"]),
+        (
+            ["method=be", "method.extra_negative=none", "method.detach_negative=true", "crop_size=33"],
+            ["detach", "size=33"],
+        ),
     ):
         answer = launch(words, tmp_path)
         assert answer.status == WRONG

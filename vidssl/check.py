@@ -124,7 +124,7 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
         try:
             method = METHODS.build(config["method"], backbone, nn.Identity())
         except ConfigError as error:
-            return error.problems
+            method, problems = None, error.problems
     ranks = config["devices"] * config["nodes"]
     parts = ranks * config["trainer"]["accumulate"]
     for key, task in tasks.items():
@@ -139,9 +139,10 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             problems.append(
                 f"{_whose(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
             )
-        if frames and size and not problems and hasattr(task, "epochs") and _is_half_on_cpu(config):
+        fits = frames is not None and size is not None and frames % time == size % space == 0
+        if fits and task.trains_backbone and _is_half_on_cpu(config):
             problems += _wrong_gradients(backbone, name, frames, size)
-        if key == "pretrain" and not problems:
+        if fits and key == "pretrain" and method is not None:
             problems += method.problems(frames, task.frame_stride, size)
         batch = getattr(task, "batch_size", None)
         if batch is not None and hasattr(task, "epochs") and batch % parts:

@@ -70,6 +70,7 @@ class Finetune(TrainOptions, Scoring, Task):
     splits = ("train", "test")
     labelled = True
     starts_from = "backbone"
+    trains_backbone = True
     leaves = "classifier"
 
     def __call__(self, run: Run) -> dict[str, float]:

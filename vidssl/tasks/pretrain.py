@@ -24,6 +24,7 @@ class Pretrain(TrainOptions, ClipOptions, Task):
     augmentation: Augmentation
 
     splits = ("train",)
+    trains_backbone = True
     leaves = "backbone"
 
     def __call__(self, run: Run) -> dict[str, float]:
