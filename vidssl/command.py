@@ -216,15 +216,10 @@ def explain_sweep(words: list[str], home: Path) -> list[str]:
         override = _parsed(word)
         if isinstance(override, str) or (override.is_sweep_override() and not override.is_discrete_sweep()):
             return []  # Hydra says what is wrong; what an optimizing sweeper will ask for is not known yet
-        key = override.get_key_element()
-        values = (
-            [f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else []
-        )
-        choices[key] = values or [word]  # what is said last holds
-    jobs = [
-        _compose([word for word in job if not word.startswith("hydra.")], home) for job in product(*choices.values())
-    ]
-    known: dict = {}
+        key, swept_over = override.get_key_element(), override.is_sweep_override()
+        if not key.startswith("hydra."):  # what is said last holds
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept_over else [word]
+    jobs, known = [_compose(list(job), home) for job in product(*choices.values())], {}
     return list(dict.fromkeys(problem for job in jobs for problem in _check(job, known)))
 
 

@@ -13,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
-from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
@@ -64,8 +63,7 @@ class Bench(ClipOptions, Task):
 
     def step(self, run: Run, method: dict) -> Callable[[], float]:
         """A function that does one training step and says how many seconds it took."""
-        torch.manual_seed(run.seed)
-        learner = METHODS.build(method, BACKBONES.build(run.config["backbone"]), build.color(run, self.augmentation))
+        learner = METHODS.build(method, build.untrained_backbone(run), build.color(run, self.augmentation))
         options = TrainOptions(1, self.batch_size, None, self.optimizer, self.schedule)
         trainer = build.trainer(run, "bench", learner, options, file=None)
         model = trainer.prepare()

@@ -177,7 +177,8 @@ def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
     if record["status"] == "done":
         found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
         pretrain = record["tasks"].get("pretrain", {})
-        found |= {name: pretrain[name] for name in ("seconds_per_step",) if name in pretrain}
+        if "seconds_per_step" in pretrain:
+            found["seconds_per_step"] = pretrain["seconds_per_step"]
     return found
 
 
