@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "registry": set(),
     "clips": set(),
     "learner": {"clips"},
-    "distributed": set(),
+    "distributed": {"registry"},
+    "ranks": {"registry", "distributed"},
     "data": GROUND,
     "augment": {"registry"},
     "backbones": {"registry"},
@@ -25,8 +26,8 @@ MAY_IMPORT = {
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "tasks"},
     "tasks": GROUND | WINGS | {"build"},
-    "app": GROUND | {"build", "check", "tasks", "engine.log"},
-    "command": {"registry", "distributed", "app", "check", "tasks", "data.video"},
+    "app": GROUND | {"ranks", "build", "check", "tasks", "engine.log"},
+    "command": {"registry", "distributed", "ranks", "app", "check", "tasks", "data.video"},
 }
 OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "tasks"}
 FILES = sorted((HOME / "vidssl").rglob("*.py"))

@@ -26,20 +26,32 @@ from vidssl.registry import ConfigError
 
 # Keys that change nothing in the figures, so a run may be continued with other values
 NEUTRAL = (
-    "output", "resume", "check_only", "score", "launcher", "data.workers", "data.prefetch", "data.index_folder",
+    "output", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
+    "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder",
     "data.processes",
 )  # fmt: skip
 
 
-def main(cfg: DictConfig, output: Path, command: list[str], overrides: list[str]) -> float | None:
+class FailedBefore(Exception):
+    """A job of a sweep failed when the sweep was started before, and nobody asked to try again."""
+
+
+def main(
+    cfg: DictConfig, output: Path, command: list[str], overrides: list[str], *, is_one_of_many: bool
+) -> float | None:
     """Run a composed configuration in a folder; the run's score.
 
+    is_one_of_many: a job of a sweep, which is not tried again by itself once it failed.
     Raises ConfigError before any work if it cannot run, Stopped if a signal ended it with its state saved.
     """
+    from vidssl import distributed, ranks
     from vidssl.check import adopt_backbone, check, task_names
 
     config = adopt_backbone(plain(cfg), overrides)
 
+    launched = ranks.adopt_launcher()
+    if launched:
+        config = ranks.adopted(config)
     problems = check(config) + _folder_problems(config, output)
     if problems:
         raise ConfigError(problems)
@@ -50,19 +62,18 @@ def main(cfg: DictConfig, output: Path, command: list[str], overrides: list[str]
     if _is_done(output, names):
         print(f"{output}: this run is done, see result.json; output=OTHER starts anew")
         return _score(config, _read_json(output / "result.json"), names)
-    output.mkdir(parents=True, exist_ok=True)
-    with _only_here(output):
-        _write(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "output": str(output)})))
-        record = _begin_record(output, command, overrides)
-        try:
-            result = _placed(config, output)
-        except BaseException as error:
-            from vidssl.distributed import Stopped
-
-            stopped = isinstance(error, (Stopped, KeyboardInterrupt))
-            _end_record(output, record, "preempted" if stopped else "failed", str(error) or type(error).__name__)
-            raise
-        _end_record(output, record, "done")
+    record = _read_json(output / "run.json")
+    if is_one_of_many and record.get("status") == "failed" and not config["retry_failed"]:
+        reason = str(record["error"]).splitlines()[0]
+        raise FailedBefore(f"{output}: failed before ({reason}); add retry_failed=true to try it again")
+    arguments = (config, str(output), command, overrides)
+    if launched:
+        with distributed.joined(config["accelerator"]):
+            result = work(*distributed.from_first(arguments))
+    elif config["devices"] == 1:
+        result = work(*arguments)
+    else:
+        result = _in_many_processes(config, output, arguments)
     return _score(config, result, names)
 
 
@@ -76,7 +87,43 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key or 'configuration'}: {error.msg or error}") from None
 
 
-def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
+def work(config: dict[str, Any], output: str, command: list[str], overrides: list[str]) -> dict[str, Any]:
+    """One rank's part of a run; the figures of its tasks. The first rank keeps the folder."""
+    from vidssl import distributed
+
+    folder = Path(output)
+    if distributed.rank() > 0:
+        distributed.barrier()  # the folder is ready
+        return run_tasks(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_here(folder):
+        _write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "output": output})))
+        _begin_record(folder, command, overrides)
+        distributed.barrier()
+        try:
+            result = run_tasks(config, folder)
+        except BaseException as error:
+            stopped = isinstance(error, (distributed.Stopped, KeyboardInterrupt))
+            _end_record(folder, "preempted" if stopped else "failed", str(error) or type(error).__name__)
+            raise
+        _end_record(folder, "done")
+    return result
+
+
+def _in_many_processes(config: dict[str, Any], output: Path, arguments: tuple) -> dict[str, Any]:
+    from vidssl import distributed, ranks
+
+    try:
+        return ranks.start_ranks(work, config["devices"], config["accelerator"], arguments)
+    except distributed.Stopped:
+        raise
+    except Exception as error:  # of any rank; the first may be gone and its record open
+        if _read_json(output / "run.json").get("status") in ("running", "failed"):
+            _end_record(output, "failed", str(error))
+        raise
+
+
+def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The chain of tasks, on one rank; its figures. Tasks that result.json holds already are not run again."""
     from vidssl import distributed
     from vidssl.build import Run
@@ -85,7 +132,6 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
     from vidssl.registry import read_options
     from vidssl.tasks import TASKS
 
-    folder = Path(output)
     log = Log(folder, rank=distributed.rank())
     run = Run(config, folder, log, distributed.device(config["accelerator"]), config["checkpoint"])
     if run.device.type == "cpu":
@@ -94,7 +140,7 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
     begun = _read_json(folder / "run.json").get("tasks", {})
     _header(log, config, folder, run.device)
     try:
-        with distributed.stopping_on_signals():
+        with distributed.stopping_on_signals(config["stop_after_minutes"]):
             for name in task_names(config):
                 task = TASKS.get(name)
                 if name in result:
@@ -116,18 +162,6 @@ def run_tasks(config: dict[str, Any], output: str) -> dict[str, Any]:
     finally:
         log.close()
     return result
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Placing
-
-
-def _placed(config: dict[str, Any], output: Path) -> dict[str, Any]:
-    if config["devices"] == 1:
-        return run_tasks(config, str(output))
-    from vidssl import distributed
-
-    return distributed.start_ranks(run_tasks, config["devices"], config["accelerator"], (config, str(output)))
 
 
 def _header(log: Any, config: dict[str, Any], folder: Path, device: Any) -> None:
@@ -189,7 +223,7 @@ def _is_done(output: Path, names: list[str]) -> bool:
     return bool(result) and all(name in result for name in names)
 
 
-def _begin_record(output: Path, command: list[str], overrides: list[str]) -> dict[str, Any]:
+def _begin_record(output: Path, command: list[str], overrides: list[str]) -> None:
     before = _read_json(output / "run.json")
     record = {
         "status": "running",
@@ -206,12 +240,11 @@ def _begin_record(output: Path, command: list[str], overrides: list[str]) -> dic
         "tasks": before.get("tasks", {}),
     }
     _write_json(output / "run.json", record)
-    return record
 
 
-def _end_record(output: Path, record: dict[str, Any], status: str, error: str | None = None) -> None:
-    tasks = _read_json(output / "run.json").get("tasks", {})
-    _write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error, "tasks": tasks})
+def _end_record(output: Path, status: str, error: str | None = None) -> None:
+    record = _read_json(output / "run.json")
+    _write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error})
 
 
 def _note_task(log: Any, folder: Path, name: str, position: int) -> None:

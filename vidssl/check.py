@@ -17,7 +17,7 @@ from vidssl.data.sources import SOURCES
 from vidssl.engine.checkpoint import load_backbone
 from vidssl.engine.trainer import TrainerOptions
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, Registry, Share, Whole, check_options, read_options
+from vidssl.registry import ConfigError, Count, Positive, Registry, Share, Whole, check_options, read_options
 from vidssl.tasks import TASKS, Task
 
 LAUNCHERS = Registry("launcher", "vidssl.check")
@@ -41,6 +41,8 @@ class RunOptions:
     output: str | None
     checkpoint: str | None
     resume: Literal["auto", "never"]
+    retry_failed: bool
+    stop_after_minutes: Positive | None
     check_only: bool
     score: str | None
     clip_frames: Count

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +26,12 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
 
 
+SEVERAL = (
+    "torchrun started this process as one rank of one run, which cannot be many runs; without torchrun, devices=N "
+    "gives each run its ranks, or launcher=slurm submits them"
+)
+
+
 def run(main: Callable[[], Any], home: Path) -> int:
     """Run the Hydra application `main`, whose conf/ lies under `home`; the exit status."""
     os.environ["VIDSSL_HOME"] = str(home)
@@ -32,6 +39,8 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
     register_resolvers()
     _failures.clear()
+    if _is_multirun(sys.argv[1:]) and "RANK" in os.environ:
+        return _refuse([f"RANK={os.environ['RANK']}: {SEVERAL}"])
     try:
         sys.argv[1:] = expand(_settings_first(sys.argv[1:]), home)
         problems = explain_sweep(sys.argv[1:], home)
@@ -58,10 +67,13 @@ def _status(error: Exception) -> int:
 
 
 def _tell(error: Exception) -> None:
-    if _status(error) == FAILED:
-        traceback.print_exception(error)
-    else:
+    from vidssl.app import FailedBefore
+    from vidssl.ranks import RankLost
+
+    if _status(error) == WRONG or isinstance(error, (FailedBefore, RankLost)):
         _refuse(getattr(error, "problems", [str(error)]))
+    else:
+        traceback.print_exception(error)
 
 
 def _refuse(problems: list[str]) -> int:
@@ -76,7 +88,7 @@ def application(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     output, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     try:
-        return main(cfg, output, sys.argv, overrides)
+        return main(cfg, output, sys.argv, overrides, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
     except Exception as error:
         if type(error).__name__ == "Stopped":  # of vidssl.distributed; a sweep ends here, too
             print(error, file=sys.stderr)

@@ -1,6 +1,7 @@
 """Ranks: who am I, and the few things that ranks do together. With one process each of these is the identity.
 
-Nothing outside of this module touches torch.distributed, except the trainer that wraps its learner.
+Nothing outside of this module and of ranks.py, which starts them, touches torch.distributed, except the trainer that
+wraps its learner.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import uuid
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidssl.registry import ConfigError
+
+COLLECTIVE_LIMIT = timedelta(minutes=10)  # no step of a training takes that long: a rank is gone
+
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -25,6 +30,30 @@ def world() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def joined(accelerator: str, store: str = "env://", limit: timedelta = COLLECTIVE_LIMIT) -> Iterator[None]:
+    """While this holds, this process is one rank of many: RANK and WORLD_SIZE say which, `store` where they meet."""
+    global _patient
+    here = device(accelerator)
+    if here.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group(
+        "nccl" if here.type == "cuda" else "gloo", init_method=store, timeout=limit,
+        rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+        device_id=here if here.type == "cuda" else None,
+    )  # fmt: skip
+    try:
+        _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        yield
+    finally:
+        _patient = None
+        dist.destroy_process_group()
+
+
+# A group of its own: ranks wait for hours while the first one scans a data set, and flags should not wait for the GPU
+_patient: dist.ProcessGroup | None = None
 
 
 def gather(part: Tensor) -> Tensor:
@@ -45,8 +74,16 @@ def gather_lists(own: list[Tensor]) -> list[Tensor]:
     if world() == 1:
         return own
     lists: list[list[Tensor]] = [[] for _ in range(world())]
-    dist.all_gather_object(lists, own)
+    dist.all_gather_object(lists, own, group=_patient)
     return [part for each in lists for part in each]
+
+
+def from_first(value: Any) -> Any:
+    """Plain values, as the first rank has them."""
+    values = [value]
+    if world() > 1:
+        dist.broadcast_object_list(values, 0, group=_patient)
+    return values[0]
 
 
 def own_rows(whole: Tensor) -> Tensor:
@@ -54,26 +91,68 @@ def own_rows(whole: Tensor) -> Tensor:
     return whole.chunk(world())[rank()]
 
 
-def shared_permutation(count: int, device: torch.device) -> Tensor:
-    """A random order of 0 .. count - 1, drawn on rank 0, the same on all ranks. int64 [count]."""
-    order = torch.randperm(count).to(device)
-    if world() > 1:
-        dist.broadcast(order, 0)
-    return order
+def shared_permutation(count: int) -> Tensor:
+    """A random order of 0 .. count - 1, the same on all ranks, by the step's seed. int64 [count] on the CPU."""
+    return torch.randperm(count, generator=_common)
+
+
+def exchange(part: Tensor, order: Tensor) -> Tensor:
+    """This rank's share of all ranks' rows in a new order: own_rows(gather(part)[order]), but only those rows travel.
+
+    part [B, ...], order int64 [B * ranks] on the CPU -> [B, ...]. Carries no gradient.
+    """
+    part, size = part.detach(), len(part)
+    if world() == 1:
+        return part[order.to(part.device)]
+    source = order // size  # the rank that has each row
+    mine = source == rank()
+    sent = part[(order[mine] - rank() * size).to(part.device)].contiguous()
+    to_each = mine.view(world(), size).sum(dim=1).tolist()
+    wanted = own_rows(source)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(
+        received.view(torch.uint8), sent.view(torch.uint8), wanted.bincount(minlength=world()).tolist(), to_each
+    )
+    return received[wanted.argsort(stable=True).argsort().to(part.device)]
+
+
+def as_seen(clip: Tensor) -> Tensor:
+    """A clip in the precision in which a network's first convolution takes it: half under autocast."""
+    kind = clip.device.type
+    return clip.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else clip
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean over the ranks."""
-    if world() == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / world()
+    """Mean over the ranks, added up in their order."""
+    return value if world() == 1 else _sum_in_order(gather(value[None])) / world()
+
+
+def _sum_in_order(parts: Tensor) -> Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def barrier() -> None:
+    """Wait for all ranks, as long as it takes."""
     if world() > 1:
-        dist.barrier()
+        dist.barrier(group=_patient)
+
+
+def ordered_sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """For DistributedDataParallel: the mean of gradients, added up in the order of the ranks.
+
+    A ring adds in an order that depends on where in a bucket a number lies, and buckets change after the first step: so
+    a run of three ranks that is interrupted would end with other last digits.
+    """
+    parts = torch.empty(world(), bucket.buffer().numel(), dtype=bucket.buffer().dtype, device=bucket.buffer().device)
+    done = dist.all_gather_into_tensor(parts, bucket.buffer(), async_op=True).get_future()
+    return done.then(lambda _: _sum_in_order(parts) / world())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# This process
 
 
 def device(accelerator: str) -> torch.device:
@@ -81,6 +160,8 @@ def device(accelerator: str) -> torch.device:
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise ConfigError(f"devices: rank {local} of this machine finds {torch.cuda.device_count()} GPUs, one each")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
@@ -98,43 +179,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-def start_ranks(work: Callable[..., Any], count: int, accelerator: str, arguments: tuple) -> Any:
-    """Run `work(*arguments)` in `count` processes on this machine; what the first returns.
-
-    If one fails, the others are ended and its error is raised here. Stopped if a signal ended them.
-    """
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        run_id=uuid.uuid4().hex, start_method="spawn", max_restarts=0,
-    )  # fmt: skip
-    results = elastic_launch(config, _as_rank)(work, accelerator, arguments)
-    if isinstance(results[0], Stopped):
-        raise results[0]
-    return results[0]
-
-
-def _as_rank(work: Callable[..., Any], accelerator: str, arguments: tuple) -> Any:
-    backend = "nccl" if device(accelerator).type == "cuda" else "gloo"
-    if backend == "gloo":
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
-    try:
-        return work(*arguments)
-    except Stopped as stopped:
-        return stopped
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+_common = torch.Generator()  # draws that all ranks share
 
 
 def seed_step(seed: int, step: int) -> None:
     """Make torch's draws a function of (seed, step, rank), so that any step is a place to start again."""
-    state = (seed * 1_000_003 + step) * 1_000_003 + rank()
-    torch.default_generator.manual_seed(state % 2**63)  # torch.manual_seed costs a millisecond where there is no GPU
+    state = (seed * 1_000_003 + step) * 1_000_003
+    _common.manual_seed((state + 1_000_002) % 2**63)  # no rank has this number
+    state = (state + rank()) % 2**63
+    torch.default_generator.manual_seed(state)  # torch.manual_seed costs a millisecond where there is no GPU
     if torch.cuda.is_available():
-        torch.cuda.manual_seed(state % 2**63)
+        torch.cuda.manual_seed(state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,26 +197,43 @@ def seed_step(seed: int, step: int) -> None:
 
 
 class Stopped(Exception):
-    """A signal asked the run to end and its state is saved."""
+    """The run was asked to end, and its state is saved. reason: the signal that asked, or TIME_IS_OVER."""
+
+    def __init__(self, message: str, reason: int = 0):
+        super().__init__(message, reason)
+        self.message, self.reason = message, reason
+
+    def __str__(self) -> str:
+        return self.message
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-_asked = False
+TIME_IS_OVER = 1
+AT_ONCE = 2.0  # seconds in which a terminal, a launcher and a cluster may all pass on one and the same wish
+_asked = 0
+_deadline = float("inf")
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """While this holds, a stop signal is noted and the loop ends at its next step; a second one ends it at once."""
-    global _asked
-    _asked = False
+def stopping_on_signals(minutes: float | None = None) -> Iterator[None]:
+    """While this holds, a stop signal is noted and the loop ends at its next step; a second one ends it at once.
+
+    minutes: after so long it ends as if a signal had come.
+    """
+    global _asked, _deadline
+    _asked, first = 0, 0.0
+    _deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
 
     def note(number: int, frame: object) -> None:
         global _asked
-        if _asked:
+        nonlocal first
+        if not _asked:
+            _asked, first = number, time.monotonic()
+        elif time.monotonic() - first > AT_ONCE:
             raise KeyboardInterrupt
-        _asked = True
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked while a rank starts
     try:
         yield
     finally:
@@ -169,16 +241,22 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_asked() -> bool:
-    """Whether any rank was asked to stop; the ranks agree on the answer."""
+def asked_here() -> int:
+    """Why this rank should stop, 0 if it should not; the others may not know yet."""
+    return _asked or (TIME_IS_OVER if time.monotonic() > _deadline else 0)
+
+
+def stop_asked() -> int:
+    """Why any rank should stop, 0 if none should; the ranks agree on the answer."""
     if world() == 1:
-        return _asked
-    flag = torch.tensor(int(_asked), device=torch.device("cuda") if dist.get_backend() == "nccl" else None)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+        return asked_here()
+    reason = torch.tensor(asked_here())
+    dist.all_reduce(reason, dist.ReduceOp.MAX, group=_patient)
+    return int(reason)
 
 
 def stop_if_asked() -> None:
     """For loops that have nothing to save."""
-    if stop_asked():
-        raise Stopped("stopped; the run continues with this task")
+    reason = stop_asked()
+    if reason:
+        raise Stopped("stopped; the run continues with this task", reason)

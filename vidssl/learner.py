@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ class Learner(nn.Module):
 
     plan: ClipPlan  # what data it wants
     backbone: nn.Module  # what is worth keeping afterwards
+    static_graph: ClassVar[bool] = True  # each step has a gradient for the same parameters, in the same order
 
     def views(self, batch: Batch) -> Any:
         """A NamedTuple of tensors, made from clips on their device."""

@@ -245,7 +245,7 @@ def assert_golden_step(name: str, monkeypatch: pytest.MonkeyPatch, **changes: ob
     views = golden_windows(int(file["cfg_seed"]), *file["cfg_B_T_S"])
     inputs = [method.online.streams(views[side], views[2 + side]).double() for side in range(2)]
     close(torch.stack([total for x in inputs for total in (x.sum(), x.abs().sum())]), file["input_sums"], 1e-6)
-    monkeypatch.setattr(distributed, "shared_permutation", lambda count, device: from_file(file, "perm"))
+    monkeypatch.setattr(distributed, "shared_permutation", lambda count: from_file(file, "perm"))
     seen = record(method, monkeypatch)
     out = method(views)
     out.loss.backward()
@@ -426,14 +426,14 @@ def keys_of(method: DCLR, views: Windows) -> Tensor:
 
 def test_shuffled_with_their_maps_clips_give_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     order = torch.tensor([2, 5, 0, 3, 1, 4])
-    monkeypatch.setattr(distributed, "shared_permutation", lambda count, device: order)
+    monkeypatch.setattr(distributed, "shared_permutation", lambda count: order)
     plain = keys_of(dclr(), windows())
     without = keys_of(dclr(contrast=options(shuffle_bn=False)), windows())
     assert torch.equal(plain, without), "one process need not shuffle"
     monkeypatch.setattr(module, "across_ranks", partial(across_ranks, alone=True))
     torch.testing.assert_close(keys_of(dclr(), windows()), plain)
     monkeypatch.undo()
-    monkeypatch.setattr(distributed, "shared_permutation", lambda count, device: order)
+    monkeypatch.setattr(distributed, "shared_permutation", lambda count: order)
     left_behind = keys_of(dclr(shuffle_maps=False), windows())
     assert ((left_behind - plain).abs().amax(dim=(0, 2)) > 1e-4).tolist() == [False, True, True] + 4 * [False]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -122,11 +123,9 @@ def in_two_processes(work, tmp_path: Path, *arguments: object) -> None:
 
 def _as_rank(work, rank: int, store: str, *arguments: object) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    with distributed.joined("cpu", f"file://{store}"):
         work(rank, *arguments)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_golden_two_processes_shuffle_bn_after_each_pass(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def _golden_rank(rank: int) -> None:
     file = golden("moco/world2_linear.npz")
     method = from_file(file, 0)
     orders = [torch.from_numpy(order) for order in file["shuffle"]]
-    distributed.shared_permutation = lambda count, device: orders.pop(0)
+    distributed.shared_permutation = lambda count: orders.pop(0)
     views = Pair(*(torch.from_numpy(file[f"r{rank}_im_{side}"]) for side in "qk"))
     for turn, (logits, _) in enumerate(method.contrast(views), start=1):
         close(logits, file[f"r{rank}_logits_{turn}"], 2e-5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +110,7 @@ class ClipLoader:
                 pin_memory=pin,
                 persistent_workers=workers > 0,
                 multiprocessing_context="fork" if workers > 0 else None,
-                worker_init_fn=_die_with_parent,
+                worker_init_fn=_serve_one_run,
                 prefetch_factor=prefetch if workers > 0 else None,
                 generator=torch.Generator(),  # leaves the default one alone
             )
@@ -140,8 +143,18 @@ class ClipLoader:
             )
 
 
-def _die_with_parent(worker: int) -> None:
-    """A run that is killed leaves no workers behind, which would wait for it for ever."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # Linux
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def _serve_one_run(worker: int) -> None:
+    """A worker ends when its run says so or is killed; what others signal to all processes is for the run to answer."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)

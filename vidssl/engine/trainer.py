@@ -150,9 +150,10 @@ class Trainer:
             bar.advance(1, self._note())
             if progress.step % self.options.save_every == 0 and progress.step < total:
                 self.save()
-            if distributed.stop_asked():
+            reason = distributed.stop_asked()
+            if reason:
                 self.save()
-                raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}")
+                raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}", reason)
 
     def step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> bool:
         """Batches in, new weights out. Whether the weights are new: not while a method's queues fill."""
@@ -209,12 +210,16 @@ class Trainer:
     def _distributed(self) -> nn.Module:
         if distributed.world() == 1:
             return self.learner
-        return DistributedDataParallel(
+        model = DistributedDataParallel(
             self.learner,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            static_graph=self.learner.static_graph and self.options.accumulate == 1,
             **{BROADCAST: self.options.broadcast_buffers},
         )
+        if self.device.type == "cpu" and distributed.world() > 2:
+            model.register_comm_hook(None, distributed.ordered_sum)
+        return model
 
     # -- numbers
 

@@ -24,8 +24,8 @@ def per_video(answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], devi
         values.append(each.view(*clips.shape[:2], -1).mean(dim=1).cpu())
         labels.append(batch.label)
         indices.append(batch.index)
-        if distributed.world() == 1:  # ranks have different numbers of batches and cannot agree in between
-            distributed.stop_if_asked()
+        if distributed.asked_here():
+            break  # ranks have different numbers of batches: they agree behind the last
     distributed.stop_if_asked()
     own = {"value": values, "label": labels, "index": indices}
     found = {name: torch.cat(distributed.gather_lists(parts)) for name, parts in own.items()}

@@ -103,7 +103,7 @@ class Twin(nn.Module):
 
         shuffle: batch norm sees a random mix of the ranks' clips, so that no statistics tell a pair's two ends.
         """
-        return across_ranks(lambda part: (embed(self.network, part),), clip, shuffle=shuffle)[0]
+        return across_ranks(lambda part: (embed(self.network, part),), distributed.as_seen(clip), shuffle=shuffle)[0]
 
 
 @torch.no_grad()
@@ -117,11 +117,9 @@ def across_ranks(
     """
     if not shuffle or (distributed.world() == 1 and not alone):
         return tuple(distributed.gather(output) for output in compute(*inputs))
-    everything = [distributed.gather(part) for part in inputs]
-    order = distributed.shared_permutation(len(everything[0]), inputs[0].device)
-    rows = distributed.own_rows(order)
-    outputs = compute(*(part[rows] for part in everything))
-    back = order.argsort()
+    order = distributed.shared_permutation(len(inputs[0]) * distributed.world())
+    outputs = compute(*(distributed.exchange(part, order) for part in inputs))
+    back = order.argsort().to(inputs[0].device)
     return tuple(distributed.gather(output)[back] for output in outputs)
 
 

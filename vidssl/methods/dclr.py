@@ -134,6 +134,8 @@ class DCLR(Learner):
     the authors' released code where the abstract leaves things open.
     """
 
+    static_graph = False  # no gradient while the queue fills
+
     def __init__(
         self,
         backbone: nn.Module,
