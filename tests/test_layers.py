@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "learner": {"clips"},
     "distributed": {"registry"},
     "ranks": {"registry", "distributed"},
+    "records": {"registry"},
+    "cluster": {"registry", "distributed", "records"},
     "data": GROUND,
     "augment": {"registry"},
     "backbones": {"registry"},
@@ -24,10 +26,10 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "engine": GROUND,
     "build": GROUND | WINGS,
-    "check": GROUND | WINGS | {"build", "tasks"},
+    "check": GROUND | WINGS | {"build", "cluster", "tasks"},
     "tasks": GROUND | WINGS | {"build"},
-    "app": GROUND | {"ranks", "build", "check", "tasks", "engine.log"},
-    "command": {"registry", "distributed", "ranks", "app", "check", "tasks", "data.video"},
+    "app": GROUND | {"ranks", "records", "cluster", "build", "check", "tasks", "engine.log"},
+    "command": {"registry", "distributed", "ranks", "cluster", "app", "check", "tasks", "data.video"},
 }
 OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "tasks"}
 FILES = sorted((HOME / "vidssl").rglob("*.py"))

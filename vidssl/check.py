@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,21 +12,15 @@ from torch import nn
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
+from vidssl.cluster import LAUNCHERS
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
 from vidssl.engine.checkpoint import load_backbone
 from vidssl.engine.trainer import TrainerOptions
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, Positive, Registry, Share, Whole, check_options, read_options
+from vidssl.registry import ConfigError, Count, Positive, Share, Whole, check_options, read_options
 from vidssl.tasks import TASKS, Task
-
-LAUNCHERS = Registry("launcher", "vidssl.check")
-
-
-@LAUNCHERS.register("local")
-def local() -> None:
-    """In this process, or in `devices` processes that it starts."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +98,22 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
 
 
 def _devices(config: dict[str, Any]) -> list[str]:
-    problems, visible = [], torch.cuda.device_count()
+    problems = LAUNCHERS.build(config["launcher"]).problems(config)
+    if config["launcher"]["name"] == "slurm":
+        return problems  # what the nodes have is not known here
+    visible, devices = torch.cuda.device_count(), config["devices"]
     if config["accelerator"] == "cuda" and not visible:
         problems.append("accelerator=cuda: no GPU is visible here; allowed: auto, cpu")
     on_cuda = config["accelerator"] != "cpu" and visible > 0
-    if on_cuda and config["devices"] > visible:
-        problems.append(f"devices={config['devices']}: {visible} GPUs are visible here")
+    if on_cuda and devices > visible:
+        problems.append(f"devices={devices}: {visible} GPUs are visible here")
+    if config["accelerator"] == "auto" and not visible and devices > (os.cpu_count() or 1):
+        problems.append(
+            f"devices={devices}: no GPU is visible here, and there are {os.cpu_count()} processors; accelerator=cpu "
+            "starts as many processes on them nevertheless"
+        )
     if config["precision"] == "fp16" and not on_cuda:
         problems.append("precision=fp16: needs a GPU; allowed here: fp32, bf16")
-    if config["nodes"] > 1:
-        problems.append(f"nodes={config['nodes']}: launcher=local starts processes on this machine only; nodes=1")
     return problems
 
 
@@ -159,7 +160,9 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
 
 
 def _is_half_on_cpu(config: dict[str, Any]) -> bool:
-    return config["precision"] == "bf16" and (config["accelerator"] == "cpu" or not torch.cuda.is_available())
+    known = config["launcher"]["name"] != "slurm"
+    no_gpu = config["accelerator"] == "cpu" or (known and not torch.cuda.is_available())
+    return config["precision"] == "bf16" and no_gpu
 
 
 def _wrong_gradients(backbone: nn.Module, name: str, frames: int, size: int) -> list[str]:

@@ -47,9 +47,13 @@ def run(main: Callable[[], Any], home: Path) -> int:
         if problems:
             return _refuse(problems)
         main()
+        if "vidssl.cluster" in sys.modules:
+            sys.modules["vidssl.cluster"].submit_waiting()
     except (HydraException, OmegaConfBaseException) as error:
         problems = explain(sys.argv[1:], home) or [str(error)]
         return _refuse(problems)
+    except Exception as error:  # a job's own errors are among the failures
+        _failures.append((sys.argv[1:], error))
     for overrides, error in _failures:
         if len(_failures) > 1:
             print(f"failed: {' '.join(overrides)}", file=sys.stderr)
@@ -68,9 +72,10 @@ def _status(error: Exception) -> int:
 
 def _tell(error: Exception) -> None:
     from vidssl.app import FailedBefore
+    from vidssl.cluster import FailedJobs
     from vidssl.ranks import RankLost
 
-    if _status(error) == WRONG or isinstance(error, (FailedBefore, RankLost)):
+    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, RankLost)):
         _refuse(getattr(error, "problems", [str(error)]))
     else:
         traceback.print_exception(error)

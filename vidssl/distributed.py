@@ -140,15 +140,16 @@ def barrier() -> None:
         dist.barrier(group=_patient)
 
 
-def ordered_sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def ordered_sum(state, bucket):  # torch compares annotations with types, and here they are texts
     """For DistributedDataParallel: the mean of gradients, added up in the order of the ranks.
 
     A ring adds in an order that depends on where in a bucket a number lies, and buckets change after the first step: so
     a run of three ranks that is interrupted would end with other last digits.
     """
-    parts = torch.empty(world(), bucket.buffer().numel(), dtype=bucket.buffer().dtype, device=bucket.buffer().device)
-    done = dist.all_gather_into_tensor(parts, bucket.buffer(), async_op=True).get_future()
-    return done.then(lambda _: _sum_in_order(parts) / world())
+    part = bucket.buffer()
+    parts = part.new_empty(world() * len(part))
+    done = _all_gather(parts, part, async_op=True).get_future()
+    return done.then(lambda _: _sum_in_order(parts.view(world(), -1)) / world())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

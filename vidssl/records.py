@@ -1,0 +1,205 @@
+"""The folder of a run: its configuration, its record (run.json), its figures (result.json), who works in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vidssl.registry import ConfigError
+
+# Keys that change nothing in the figures, so a run may be continued with other values
+NEUTRAL = (
+    "output", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
+    "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
+)  # fmt: skip
+
+
+def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
+    """Whether the folder holds another run. One that has not saved anything yet does not count."""
+    file = output / "config.yaml"
+    if not file.exists() or not (read_json(output / "result.json") or list(output.glob("*.pt"))):
+        return []
+    if config["resume"] == "never":
+        return [f"output={output}: holds a run already, and resume=never; choose another folder or resume=auto"]
+    before = OmegaConf.to_container(OmegaConf.load(file))
+    ours, theirs = flat(config), flat(before)
+    differing = sorted(
+        key for key in ours.keys() | theirs.keys()
+        if not key.startswith(NEUTRAL) and ours.get(key, "absent") != theirs.get(key, "absent")
+    )  # fmt: skip
+    if not differing:
+        return []
+    told = "; ".join(f"{key}={ours.get(key, 'absent')} (there {theirs.get(key, 'absent')})" for key in differing[:5])
+    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    return [f"output={output}: holds a run with another configuration: {told}{more}; choose another folder"]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+@contextmanager
+def only_here(output: Path, patience: float = 2.0) -> Iterator[None]:
+    """Refuse to work in a folder in which another process works; the lock goes with the process that held it.
+
+    patience: seconds for which one that only looks into the folder may hold it.
+    """
+    deadline = time.monotonic() + patience
+    with (output / ".lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    message = f"output={output}: another process works in this folder; choose another"
+                    raise ConfigError(message) from None
+                time.sleep(0.1)
+        yield
+
+
+def is_done(output: Path, names: list[str]) -> bool:
+    result = read_json(output / "result.json")
+    return bool(result) and all(name in result for name in names)
+
+
+def begin(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> None:
+    """This process works in the folder from now on."""
+    before = read_json(output / "run.json")
+    started = {
+        "host": platform.node(),
+        "process": os.getpid(),
+        "start": before.get("start", _now()),
+        "starts": [*before.get("starts", []), _now()],
+        "job": _job(),
+    }
+    _enter(output, config, "running", command, overrides, started)
+
+
+def submit(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> Callable[[], None]:
+    """A job of a cluster will work in the folder. Returns what undoes this, should the cluster refuse it."""
+    output.mkdir(parents=True, exist_ok=True)
+    files = [output / "run.json", output / "config.yaml"]
+    before = [file.read_text() if file.exists() else None for file in files]
+
+    def restore() -> None:
+        for file, text in zip(files, before, strict=True):
+            file.unlink() if text is None else write(file, text)
+
+    _enter(output, config, "submitted", command, overrides, {"start": _now()})
+    return restore
+
+
+def note_job(output: Path, job: dict[str, Any]) -> None:
+    """Which job it is, unless it works already and says so itself."""
+    with suppress(ConfigError), only_here(output, patience=0):
+        record = read_json(output / "run.json")
+        if record["status"] == "submitted":
+            write_json(output / "run.json", {**record, "job": job})
+
+
+def _enter(
+    output: Path, config: dict[str, Any], status: str, command: list[str], overrides: list[str], more: dict[str, Any]
+) -> None:
+    before = read_json(output / "run.json")
+    record = {
+        "status": status,
+        "command": command,
+        "overrides": overrides,
+        "end": None,
+        "error": None,
+        "git": _git() or before.get("git"),  # a job runs a copy of the code, which git does not know
+        "versions": _versions(),
+        "tasks": before.get("tasks", {}),
+    }
+    write(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "output": str(output)})))
+    write_json(output / "run.json", {**before, **record, **more})
+
+
+def end(output: Path, status: str, error: str | None = None) -> None:
+    record = read_json(output / "run.json")
+    write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error})
+
+
+def end_if_lost(output: Path, error: str) -> None:
+    """For jobs that are known to have ended: they should have said how."""
+    if read_json(output / "run.json")["status"] in ("submitted", "running"):
+        end(output, "failed", error)
+
+
+def _job() -> dict[str, Any] | None:
+    """The cluster's job that this process is, if it is one."""
+    if os.environ.get("SUBMITIT_EXECUTOR") is None:
+        return None
+    import submitit
+
+    job = submitit.JobEnvironment()
+    return {"cluster": job.cluster, "id": job.job_id, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+
+
+def note_task(log: Any, folder: Path, name: str, position: int) -> None:
+    """Where the task's lines of metrics.jsonl begin."""
+    if log.is_main:
+        record = read_json(folder / "run.json")
+        record["tasks"].setdefault(name, {"metrics": position, "seconds": 0.0, "cpu_seconds": 0.0})
+        write_json(folder / "run.json", record)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    write(file, json.dumps(content, indent=2) + "\n")
+
+
+def write(file: Path, text: str) -> None:
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(file)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@cache
+def _git() -> dict[str, Any] | None:
+    """Commit of the code that runs, and whether files differ from it."""
+    home = Path(__file__).resolve().parent.parent
+    if shutil.which("git") is None or not (home / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(home), *words], capture_output=True, text=True).stdout.strip()
+
+    return {"commit": ask("rev-parse", "HEAD") or None, "changed": bool(ask("status", "--porcelain"))}
+
+
+def _versions() -> dict[str, str]:
+    names = ("vidssl", "torch", "av", "numpy", "kornia", "hydra-core", "omegaconf")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
