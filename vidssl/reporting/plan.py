@@ -1,0 +1,49 @@
+"""What a sweep's folder says of the whole: which runs it consists of."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# Keys that do not set one run apart from another, so a sweep may be continued with other values. app.py has the same
+NEUTRAL = (
+    "output", "resume", "retry_failed", "check_only", "score", "launcher", "data.workers", "data.prefetch",
+    "data.index_folder", "data.processes",
+)  # fmt: skip
+
+
+def write_plan(folder: Path, jobs: list[list[str]], varied: set[str]) -> None:
+    """Add jobs, the overrides of each, to sweep.json, so that a report can name those that have no folder yet.
+
+    Jobs of another sweep that was begun in the folder are dropped.
+    varied: keys as they are typed, in which the jobs of one sweep may differ.
+    """
+
+    def identity(job: list[str]) -> frozenset[str]:
+        return telling(job) | {word for word in job if key_of(word) in varied}
+
+    def fixed(job: list[str]) -> set[str]:
+        return {word for word in telling(job) if key_of(word) not in varied}
+
+    before = [job for job in read_plan(folder) if fixed(job) == fixed(jobs[0])]
+    merged = {identity(job): job for job in (*before, *jobs)}
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".sweep.json.{os.getpid()}"
+    unfinished.write_text(json.dumps({"jobs": list(merged.values())}, indent=1) + "\n")
+    unfinished.replace(folder / "sweep.json")
+
+
+def read_plan(folder: Path) -> list[list[str]]:
+    file = folder / "sweep.json"
+    return json.loads(file.read_text())["jobs"] if file.exists() else []
+
+
+def telling(words: Iterable[str]) -> frozenset[str]:
+    """The overrides that set a run apart."""
+    return frozenset(word for word in words if not word.lstrip("+").startswith(NEUTRAL))
+
+
+def key_of(word: str) -> str:
+    return word.partition("=")[0]
