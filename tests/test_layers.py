@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "tasks"},
     "reporting": set(),
-    "tasks": GROUND | WINGS | {"build"},
+    "tasks": GROUND | WINGS | {"build", "reporting"},
     "app": GROUND | {"build", "check", "tasks", "engine.log"},
     "command": {"registry", "distributed", "app", "check", "tasks", "reporting.plan", "data.video"},
 }

@@ -1,11 +1,15 @@
-"""What a sweep's folder says of the whole: which runs it consists of."""
+"""What a sweep's folder says of the whole: which runs it consists of, and what a reader of the report has to know."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 # Keys that do not set one run apart from another, so a sweep may be continued with other values. app.py has the same
 NEUTRAL = (
@@ -47,3 +51,21 @@ def telling(words: Iterable[str]) -> frozenset[str]:
 
 def key_of(word: str) -> str:
     return word.partition("=")[0]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a sweep's file says of its report, in hydra.callbacks.report."""
+
+    baseline: str | None = None  # a row of the table to which differences are shown, seed by seed
+    note: str = ""  # what a reader has to know
+    published: dict[str, Any] | None = None  # source, columns, and rows: label -> a figure for each column
+
+
+def read_about(folder: Path) -> About:
+    """Of the sweep whose folder this is, if it is one's."""
+    file = folder / "multirun.yaml"
+    if not file.exists():
+        return About()
+    section = OmegaConf.to_container(OmegaConf.load(file))["hydra"]["callbacks"]["report"]
+    return About(**{key: value for key, value in section.items() if key != "_target_"})
