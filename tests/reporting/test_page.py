@@ -97,6 +97,17 @@ def test_the_page_begins_with_how_far_the_runs_are_and_when_it_was_written(sweep
     assert "its process is gone" not in head, "the legend explains what is there"
 
 
+def test_a_report_of_a_sweep_shows_its_curves_its_parameter_and_every_run(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", text) == [
+        "Not done", "Along method.beta", "Training", "Every run", "What the networks see", "Commands",
+    ]  # fmt: skip
+    pictures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.S)]
+    titles = [title for picture in pictures if (title := picture.findtext("title"))]
+    assert titles == ["linear against method.beta", "pretrain: loss over the steps", "linear"]
+
+
 def test_the_markdown_says_what_is_not_done_and_does_not_depend_on_the_clock(sweep: Path) -> None:
     show_report(sweep)
     text = (sweep / "report.md").read_text()

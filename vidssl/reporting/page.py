@@ -9,13 +9,15 @@ import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from vidssl.reporting import dots
-from vidssl.reporting.axes import tag
+from vidssl.reporting import curves, dots, parameter
+from vidssl.reporting.axes import MARKS, mark, stroke, tag
+from vidssl.reporting.parameter import Parameter, find_parameter, share_names
 from vidssl.reporting.plan import About
 from vidssl.reporting.runs import Setting, Trial, count_states
 from vidssl.reporting.states import STATES, state
-from vidssl.reporting.tables import COLUMNS, Sheet, column_names, summary
+from vidssl.reporting.tables import COLUMNS, Sheet, summary
 
 STYLE = """
 :root { color-scheme: light }
@@ -43,8 +45,9 @@ img { image-rendering: pixelated; display: block; max-width: 100% }
 
 
 def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend: list[str], about: About) -> str:
-    """How many runs are done, tables, a dot for every run, the pictures that the runs left."""
+    """How many runs are done, tables, curves, a dot for every run, the pictures that the runs left."""
     title = html.escape(folder.resolve().name)
+    found = find_parameter(settings, about.baseline)
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vidssl: {title}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -53,6 +56,8 @@ def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend:
         tag("p", html.escape(about.note)) if about.note else "",
         *map(_table, sheets),
         '<p class="small">' + "<br>".join(map(html.escape, legend)) + "</p>",
+        *(_parameter(found, settings, about.published) if found else ()),
+        *_curves(settings),
         *_dots(settings),
         "<h2>What the networks see</h2>",
         _pictures(settings),
@@ -110,8 +115,41 @@ def _cell(content: str) -> str:
 # Plots
 
 
+def _sample(color: str, dash: str = "") -> str:
+    line = tag("line", x1=0, y1=6, x2=28, y2=6, stroke=color, stroke_width=3, stroke_dasharray=dash or None)
+    return tag("svg", line, width=28, height=12)
+
+
+def _marked(kind: str, color: str = "#555") -> str:
+    return tag("svg", mark((7, 7), kind, color), width=14, height=14)
+
+
+def _parameter(found: Parameter, settings: list[Setting], published: dict[str, Any] | None) -> list[str]:
+    """The number against every figure in percent."""
+    names = share_names(settings)
+    entries = [(_sample(*stroke(number)), name or found.key) for number, name in enumerate(found.lines)]
+    entries += [(_sample(parameter.BESIDE, "7 4"), setting.label) for setting in found.beside]
+    entries += [(_marked("mean"), "mean"), (_marked("seed"), "one seed")]
+    if published is not None and any(map(parameter.is_top1, names)):
+        columns = zip(MARKS, published["columns"], strict=False)
+        entries += [(_marked(kind), f"published, {name}") for kind, name in columns]
+    drawn = ((COLUMNS[name].title, parameter.draw(found, name, published)) for name in names)
+    return [tag("h2", html.escape(f"Along {found.key}")), _legend(entries), _figures(drawn)]
+
+
+def _curves(settings: list[Setting]) -> list[str]:
+    plots = curves.plots(settings)
+    if not plots:
+        return []
+    entries = [(_sample(*stroke(number)), setting.label) for number, setting in enumerate(settings)]
+    told = "Thick: the mean over the seeds that have come so far. Thin: each seed."
+    broken = any(run.status in curves.BROKEN for setting in settings for run in setting.runs)
+    entries += [(_marked("cross"), "a run that stopped before its end")] if broken else []
+    return ["<h2>Training</h2>", _legend(entries), tag("p", told, class_="small"), _figures(plots)]
+
+
 def _dots(settings: list[Setting]) -> list[str]:
-    names = [name for name in column_names(settings) if COLUMNS[name].is_share]
+    names = share_names(settings)
     drawn = ((f"{COLUMNS[name].title}, %", dots.draw(settings, name, COLUMNS[name].title)) for name in names)
     return ["<h2>Every run</h2>", _figures(drawn)] if names else []
 
