@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "clips": set(),
     "learner": {"clips"},
     "distributed": {"registry"},
-    "ranks": {"registry", "distributed"},
+    "slurm": set(),
+    "ranks": {"registry", "distributed", "slurm"},
     "records": {"registry"},
-    "cluster": {"registry", "distributed", "records"},
+    "cluster": {"registry", "distributed", "records", "slurm"},
     "data": GROUND,
     "augment": {"registry"},
     "backbones": {"registry"},
@@ -27,11 +28,12 @@ MAY_IMPORT = {
     "engine": GROUND,
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "cluster", "tasks"},
-    "tasks": GROUND | WINGS | {"build"},
+    "reporting": {"records", "slurm"},
+    "tasks": GROUND | WINGS | {"build", "reporting"},
     "app": GROUND | {"ranks", "records", "cluster", "build", "check", "tasks", "engine.log"},
-    "command": {"registry", "distributed", "ranks", "cluster", "app", "check", "tasks", "data.video"},
+    "command": {"registry", "distributed", "ranks", "cluster", "app", "check", "tasks", "reporting.plan", "data.video"},
 }
-OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "tasks"}
+OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "reporting", "tasks"}
 FILES = sorted((HOME / "vidssl").rglob("*.py"))
 # FAME is MoCo with one more step; tasks share no code with one another
 WITHIN = {"methods/fame.py": {"methods.moco", "methods.contrast"}}

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vidssl import distributed, records
+from vidssl import distributed, records, slurm
 from vidssl.distributed import Stopped
 from vidssl.registry import ConfigError, Count, Registry, Whole
 
@@ -219,7 +219,9 @@ class Job:
         """Its state is saved. An evicted job, and one whose time is over, goes back into the queue."""
         print(stopped, flush=True)
         on_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
-        if stopped.reason == signal.SIGINT or (stopped.reason == signal.SIGTERM and not (on_slurm and _is_evicted())):
+        if stopped.reason == signal.SIGINT or (
+            stopped.reason == signal.SIGTERM and not (on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"]))
+        ):
             _leave(STOPPED)  # somebody wanted it to end
         if rank > 0:
             if on_slurm:
@@ -248,26 +250,12 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _is_evicted() -> bool:
-    """Whether SLURM ends this job in favor of another, rather than a person."""
-    told = _ask(["scontrol", "show", "job", os.environ["SLURM_JOB_ID"], "--oneliner"])
-    return told is not None and "PreemptTime=" in told and "PreemptTime=None" not in told
-
-
 def queued(record: dict[str, Any]) -> str | None:
     """The id of a run's job if SLURM still has it, waiting or running."""
     job = record.get("job") or {}
-    if job.get("cluster") != "slurm" or job.get("id") is None or record["status"] == "done":
+    if job.get("cluster") != "slurm" or record["status"] == "done":
         return None
-    return job["id"] if _ask(["squeue", "--noheader", "--jobs", job["id"], "--format", "%i"]) else None
-
-
-def _ask(command: list[str]) -> str | None:
-    """What a program of SLURM answers; None if it is not there or says no."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return job["id"] if job["id"] in (slurm.queue() or ()) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

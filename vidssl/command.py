@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidssl.registry import ConfigError, nearest, unknown
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
+OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
 
 
@@ -127,10 +128,19 @@ def _task_names(*, _root_: DictConfig) -> str:
 
 
 class SweepReport(Callback):
-    """After many runs: one table of them all, with differences to one of its rows."""
+    """Before many runs: which they will be. After them: one table of them all, with differences to one of its rows."""
 
     def __init__(self, **about: Any):
         """about: what stands in the sweep's file; vidssl.tasks.report reads it from there as well."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from vidssl.reporting.plan import write_plan
+
+        swept = config.hydra.sweeper.get("params") or {}
+        choices = _choices(list(config.hydra.overrides.task), swept)
+        if choices is not None and not config.check_only:
+            varied = {"seed", *swept, *(key for key, words in choices.items() if len(words) > 1)}
+            write_plan(Path(config.hydra.sweep.dir), [list(job) for job in product(*choices.values())], varied)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from vidssl.tasks.report import show_report
@@ -150,7 +160,12 @@ def _settings_first(words: list[str]) -> list[str]:
 
 
 def expand(words: list[str], home: Path) -> list[str]:
-    """`optimizer=adamw` without a task means the first task of the run that has one: optimizer@pretrain.optimizer."""
+    """Short forms as Hydra wants them.
+
+    `optimizer=adamw` without a task means the first task of the run that has one: optimizer@pretrain.optimizer.
+    launcher.sbatch takes any key.
+    """
+    words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
     short = [word for word in words if word.split("=")[0] in OF_TASKS]
     if not short:
         return words
@@ -228,16 +243,31 @@ def explain_sweep(words: list[str], home: Path) -> list[str]:
         return []
     words = _overrides(words)
     swept = _compose(words, home, hydra=True).hydra.sweeper.get("params") or {}
+    choices = _choices(words, swept)
+    if choices is None:
+        return []  # Hydra says what is wrong
+    jobs, known = [_compose(list(job), home) for job in product(*choices.values())], {}
+    return list(dict.fromkeys(problem for job in jobs for problem in _check(job, known)))
+
+
+def _choices(words: list[str], swept: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """For each key the overrides that the jobs of a sweep get in turn, worded as Hydra words them; swept: by its file.
+
+    None if a word cannot be read, or for an optimizing sweeper, which does not know yet what it will ask for.
+    """
     choices: dict[str, list[str]] = {}
     for word in [*(f"{key}={values}" for key, values in swept.items()), *words]:
         override = _parsed(word)
         if isinstance(override, str) or (override.is_sweep_override() and not override.is_discrete_sweep()):
-            return []  # Hydra says what is wrong; what an optimizing sweeper will ask for is not known yet
-        key, swept_over = override.get_key_element(), override.is_sweep_override()
-        if not key.startswith("hydra."):  # what is said last holds
-            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept_over else [word]
-    jobs, known = [_compose(list(job), home) for job in product(*choices.values())], {}
-    return list(dict.fromkeys(problem for job in jobs for problem in _check(job, known)))
+            return None
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+        else:
+            values = [override.get_value_element_as_str()]
+        if not override.is_hydra_override():  # what is said last holds
+            choices[key] = [f"{key}={value}" for value in values]
+    return choices
 
 
 def _check(config: DictConfig, known: dict) -> list[str]:

@@ -10,17 +10,16 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vidssl import distributed
+from vidssl import distributed, slurm
 from vidssl.distributed import STOP_SIGNALS, Stopped
 from vidssl.registry import ConfigError
 
@@ -56,19 +55,17 @@ def adopt_launcher() -> bool:
     return int(os.environ["WORLD_SIZE"]) > 1
 
 
-def _as_torchrun_says_it(slurm: Any) -> dict[str, str]:
+def _as_torchrun_says_it(told: Mapping[str, str]) -> dict[str, str]:
     """SLURM's variables of a task as those of torchrun. All tasks of a step find the same port."""
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", slurm["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-    )
-    step = f"{slurm['SLURM_JOB_ID']}.{slurm.get('SLURM_STEP_ID', 0)}"
-    here = int(slurm["SLURM_STEP_TASKS_PER_NODE"].split(",")[0].split("(")[0])
+    step = f"{told['SLURM_JOB_ID']}.{told.get('SLURM_STEP_ID', 0)}"
+    here = int(told["SLURM_STEP_TASKS_PER_NODE"].split(",")[0].split("(")[0])
+    nodes = slurm.hostnames(told["SLURM_STEP_NODELIST"]) or [told["SLURMD_NODENAME"]]
     return {
-        "RANK": slurm["SLURM_PROCID"],
-        "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "RANK": told["SLURM_PROCID"],
+        "WORLD_SIZE": told["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": told["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(here),
-        "MASTER_ADDR": listed.stdout.split()[0],
+        "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(random.Random(step).randint(20000, 60000)),
     }
 

@@ -1,0 +1,146 @@
+"""report.html as a browser reads it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.reporting.conftest import linear, make_run
+from vidssl.reporting import dots
+from vidssl.reporting.plan import write_plan
+from vidssl.reporting.runs import Setting, Trial
+from vidssl.tasks.report import show_report
+
+VOID = {"meta", "img", "br"}
+NASTY = 'say="<b>5 > 4 & 3</b>" [/b]'  # of no meaning in HTML, Markdown or the console
+
+
+class Reader(HTMLParser):
+    """Elements, text, and whether everything that was opened is closed."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two betas and one more that was never begun; one run failed, its label and its error are hard to write down."""
+    jobs = [[f"seed={seed}", f"method.beta={beta}"] for seed in (0, 1) for beta in (0.3, 0.5, NASTY)]
+    write_plan(tmp_path, jobs, {"seed", "method.beta"})
+    losses = [{"task": "pretrain", "step": step, "epoch": 0.0, "loss": 4.0 / step} for step in range(1, 6)]
+    for seed, beta in ((0, 0.3), (1, 0.3), (0, 0.5)):
+        folder = tmp_path / f"{beta}-{seed}"
+        make_run(
+            folder, [f"seed={seed}", f"method.beta={beta}"], linear(50.0), seed=seed, lines=losses,
+            method={"name": "fame", "beta": beta},
+        )  # fmt: skip
+    failed = ["seed=1", "method.beta=0.5"]
+    make_run(tmp_path / "0.5-1", failed, seed=1, method={"name": "fame", "beta": 0.5}, status="failed", error=NASTY)
+    (tmp_path / "0.3-0/pictures").mkdir()
+    (tmp_path / "0.3-0/pictures/pretrain-clip.png").write_bytes(b"a picture")
+    return tmp_path
+
+
+def test_the_page_is_whole_and_needs_no_other_file(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.html").read_text()
+    page = Reader(text)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object", "use", "image"} & set(page.tags)
+    sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "data")]
+    assert [source[:22] for source in sources] == ["data:image/png;base64,"]
+    assert not re.search(r"https?:|url\(|@import", text)
+
+
+def test_labels_and_errors_are_shown_as_they_are(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.html").read_text()
+    assert "<b>5" not in text
+    cells = Reader(text).cells
+    assert cells.count(NASTY) == 4, "an error; and a label, once beside its runs, twice among the missing"
+    assert "1 failed" in cells
+    assert cells.count("missing") == 2
+
+
+def test_the_page_begins_with_how_far_the_runs_are_and_when_it_was_written(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.html").read_text()
+    head = text[text.index("<h1>") : text.index("<table>")]
+    assert "3 of 6 runs are done, 1 failed, 2 missing." in head
+    assert re.search(r"Written \d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", head)
+    assert "planned, but there is no folder" in head
+    assert "its process is gone" not in head, "the legend explains what is there"
+
+
+def test_a_report_of_a_sweep_shows_its_curves_its_parameter_and_every_run(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", text) == [
+        "Not done", "Along method.beta", "Training", "Every run", "What the networks see", "Commands",
+    ]  # fmt: skip
+    pictures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.S)]
+    titles = [title for picture in pictures if (title := picture.findtext("title"))]
+    assert titles == ["linear against method.beta", "pretrain: loss over the steps", "linear"]
+
+
+def test_the_markdown_says_what_is_not_done_and_does_not_depend_on_the_clock(sweep: Path) -> None:
+    show_report(sweep)
+    text = (sweep / "report.md").read_text()
+    assert "3 of 6 runs are done, 1 failed, 2 missing" in text
+    assert "| 0.5 | 1 | failed | 0.5-1 |" in text
+    show_report(sweep)
+    assert (sweep / "report.md").read_text() == text
+
+
+def test_half_of_a_hundred_stands_in_the_middle_of_its_axis() -> None:
+    runs = [Trial(0, "done", [], Path("a"), {"linear.top1": 50.0}), Trial(1, "failed", []), Trial(2, "missing", [])]
+    picture = ElementTree.fromstring(dots.draw([Setting("one", runs)], "linear.top1", "linear"))
+    (dot,) = picture.iter("circle")
+    ends = [float(line.get("x1")) for line in picture.iter("line")]
+    assert float(dot.get("cx")) == pytest.approx((ends[0] + ends[-1]) / 2, abs=0.1)
+    assert ["".join(text.itertext()) for text in picture.iter("text") if text.get("font-weight")] == [
+        "1 failed, 1 missing"
+    ]
+
+
+def test_nothing_left_of_the_axis_is_cut_off() -> None:
+    """11 point letters are about 7 wide."""
+    states = ["running", "failed", "interrupted", "missing"]
+    picture = dots.draw(
+        [Setting("a", [Trial(seed, state, []) for seed, state in enumerate(states)])], "linear.top1", "x"
+    )
+    axis = min(float(line.get("x1")) for line in ElementTree.fromstring(picture).iter("line"))
+    assert axis > 6.5 * len("1 running, 1 failed, 1 interrupted, 1 missing")
+
+
+def test_a_long_label_is_shortened_and_told_in_full() -> None:
+    label = "method.beta=0.3 method.apply_to=both method.mask=grid"
+    picture = dots.draw([Setting(label, [Trial(0, "done", [], Path("a"), {"linear.top1": 1.0})])], "linear.top1", "x")
+    texts = [text.text for text in ElementTree.fromstring(picture).iter("text")]
+    assert "method.beta=0.3 method.apply_to..." in texts
+    assert f"<title>{label}</title>" in picture

@@ -1,0 +1,69 @@
+"""Tables of runs that are not all done."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from vidssl.reporting.runs import Setting, Trial
+from vidssl.reporting.tables import by_run, differences, markdown, mean, not_done, summary, write_csv
+
+
+def trial(seed: int, top1: float | None = None, status: str = "done", **more) -> Trial:
+    figures = {} if top1 is None else {"linear.top1": top1}
+    return Trial(seed, status, [f"seed={seed}"], Path(f"run-{seed}"), figures, **more)
+
+
+BROKEN = Setting(
+    "beta 0.3",
+    [
+        trial(0, 70.5),
+        trial(1, status="failed", error="NotFinite: loss | nan"),
+        trial(2, 71.9),
+        Trial(3, "missing", ["seed=3"]),
+    ],
+)
+WHOLE = Setting("baseline", [trial(seed, 60.0 + seed) for seed in range(4)])
+
+
+def test_means_say_over_how_many_seeds_where_some_lack() -> None:
+    assert mean(BROKEN, "linear.top1") == "71.2 +- 1.0 (2 of 4)"
+    assert mean(WHOLE, "linear.top1") == "61.5 +- 1.3"
+    assert mean(Setting("x", BROKEN.runs[:2]), "linear.top1") == "70.5 (1 of 2)"
+    assert mean(Setting("x", BROKEN.runs[1:2]), "linear.top1") == "-"
+
+
+def test_every_planned_run_has_a_row_that_says_how_it_is() -> None:
+    assert by_run([BROKEN]).rows == [
+        ["beta 0.3", "0", "70.5"],
+        ["", "1 (failed)", "-"],
+        ["", "2", "71.9"],
+        ["", "3 (missing)", "-"],
+        ["", "mean", "71.2 +- 1.0 (2 of 4)"],
+    ]
+
+
+def test_differences_are_over_the_seeds_that_both_have() -> None:
+    assert differences([WHOLE, BROKEN], "baseline").rows == [["beta 0.3 - baseline", "+10.2 (+10.5, +9.9)"]]
+
+
+def test_runs_that_are_not_done_are_listed_with_the_reason_and_what_to_do() -> None:
+    failed, missing = not_done([WHOLE, BROKEN]).rows
+    assert failed[:5] == ["beta 0.3", "1", "failed", "run-1", "NotFinite: loss | nan"]
+    assert "retry_failed=true" in failed[5]
+    assert missing[:5] == ["beta 0.3", "3", "missing", "-", "-"]
+    assert "same command" in missing[5]
+    assert summary([WHOLE, BROKEN]) == "6 of 8 runs are done, 1 failed, 1 missing"
+    assert summary([Setting("x", [trial(0, 1.0)])]) == "1 of 1 runs is done"
+
+
+def test_an_error_does_not_break_the_markdown_table() -> None:
+    row = markdown([not_done([BROKEN])], [], "").splitlines()[4]
+    assert row.startswith("| beta 0.3 | 1 | failed | run-1 | NotFinite: loss \\| nan | ")
+
+
+def test_the_csv_has_a_row_for_missing_runs(tmp_path: Path) -> None:
+    write_csv(tmp_path / "report.csv", [BROKEN])
+    with (tmp_path / "report.csv").open() as file:
+        rows = [(row["seed"], row["status"], row["linear.top1"]) for row in csv.DictReader(file)]
+    assert rows == [("0", "done", "70.5"), ("1", "failed", ""), ("2", "done", "71.9"), ("3", "missing", "")]

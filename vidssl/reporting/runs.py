@@ -1,0 +1,140 @@
+"""Runs as their folders show them, whatever state they are in, and those of a sweep's plan that have no folder yet."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vidssl.reporting.plan import read_plan, telling
+from vidssl.reporting.states import find_states
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: done, under way, broken, or only planned."""
+
+    seed: int
+    status: str
+    words: list[str]  # its overrides
+    folder: Path | None = None  # None: missing
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""  # first line
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Setting:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: list[Trial] = field(default_factory=list)
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        return {run.seed: run.figures[name] for run in self.runs if name in run.figures}
+
+    @property
+    def seeds(self) -> set[int]:
+        return {run.seed for run in self.runs}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return next((run.config for run in self.runs if run.config), {})
+
+
+def count_states(settings: list[Setting]) -> Counter[str]:
+    return Counter(run.status for setting in settings for run in setting.runs)
+
+
+def read_settings(folder: Path) -> list[Setting]:
+    """The runs of a folder, those together whose overrides are equal but for the seed.
+
+    In the order of the plan, then oldest first.
+    """
+    runs = read_runs(folder)
+    jobs = [job for file in _find(folder, "sweep.json") for job in read_plan(file.parent)]
+    identity = frozenset if _clash([run.words for run in runs]) or _clash(jobs) else telling
+    there = {identity(run.words) for run in runs}
+    seed = runs[0].seed if runs else 0  # where a plan does not say
+    runs += [Trial(_seed(job, seed), "missing", job) for job in jobs if identity(job) not in there]
+
+    words = [_without_seed(identity(run.words)) for run in runs]
+    common = frozenset.intersection(*words) if words else frozenset()
+    order = list(dict.fromkeys([*(_without_seed(identity(job)) for job in jobs), *words]))
+    settings: dict[str, Setting] = {}
+    for chosen in order:
+        mine = [run for run, its in zip(runs, words, strict=True) if its == chosen]
+        label = _label(sorted(chosen - common)) or _method(mine) or _method(runs) or folder.name
+        settings.setdefault(label, Setting(label)).runs.extend(mine)
+    for setting in settings.values():
+        setting.runs.sort(key=lambda run: run.seed)
+    return list(settings.values())
+
+
+def read_runs(folder: Path) -> list[Trial]:
+    """Oldest first; without runs of task=report."""
+    found = [(file.parent, _read_json(file)) for file in _find(folder, "run.json")]
+    found = [(run, record) for run, record in found if "report" not in record["tasks"]]
+    found.sort(key=lambda pair: (pair[1]["start"], str(pair[0])))
+    trials = []
+    for (run, record), status in zip(found, find_states([record for _, record in found]), strict=True):
+        now = _read_json(run / "run.json") if status != record["status"] else record
+        if now["status"] != record["status"]:  # it ended while we looked
+            record, status = now, now["status"]
+        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        error = next(iter((record.get("error") or "").splitlines()), "")
+        figures = _figures(run, record)
+        trials.append(Trial(config["seed"], status, record["overrides"], run, figures, error, config))
+    return trials
+
+
+def _find(folder: Path, name: str) -> list[Path]:
+    """Files of that name, at most three levels down."""
+    return [file for depth in range(4) for file in sorted(folder.glob("*/" * depth + name))]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
+    parts = {task: part for task, part in _read_json(run / "result.json").items() if isinstance(part, dict)}
+    found = {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
+    if record["status"] == "done":
+        found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
+        pretrain = record["tasks"].get("pretrain", {})
+        if "seconds_per_step" in pretrain:
+            found["seconds_per_step"] = pretrain["seconds_per_step"]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What sets runs apart
+
+
+def _clash(runs: list[list[str]]) -> bool:
+    """Whether runs differ in nothing that tells: then all their words count, such as data.workers=0 and 2."""
+    return len({telling(words) for words in runs}) < len(runs)
+
+
+def _without_seed(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words if not word.startswith("seed="))
+
+
+def _seed(words: list[str], otherwise: int) -> int:
+    return next((int(word.removeprefix("seed=")) for word in words if word.startswith("seed=")), otherwise)
+
+
+def _label(words: list[str]) -> str:
+    """The value alone where it is one key."""
+    if len(words) == 1:
+        return words[0].partition("=")[2].replace("_", " ")
+    return " ".join(word.lstrip("+") for word in words)
+
+
+def _method(runs: list[Trial]) -> str:
+    return next((str(run.config["method"]["name"]) for run in runs if run.config), "")

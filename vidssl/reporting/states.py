@@ -1,0 +1,79 @@
+"""How a run is: what its run.json says, unless its process or its place in the queue is gone."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any, NamedTuple
+
+from vidssl import slurm
+
+
+class State(NamedTuple):
+    meaning: str
+    remedy: str = ""
+    color: str = "#4d4d4d"
+
+
+RED, BLUE, GREEN = "#b3261e", "#0b62a4", "#0a7d55"
+
+# In this order they are counted; requeued, interrupted, lost and missing are found here, the others stand in run.json
+STATES = {
+    "done": State("ended, all figures are there", "", GREEN),
+    "running": State("a process works on it", "wait", BLUE),
+    "submitted": State("waits in the queue of a cluster", "wait"),
+    "requeued": State("stopped by a signal, its state is saved, and it waits in the queue of a cluster", "wait"),
+    "preempted": State("stopped by a signal, its state is saved", "the same command continues it"),
+    "interrupted": State(
+        "called running, but its process is gone", "the same command continues it from what was saved last", RED
+    ),
+    "lost": State("called submitted, but not in the queue any more", "the same command submits it again", RED),
+    "failed": State(
+        "ended with an error",
+        "mend the cause, then the same command; in a sweep with retry_failed=true",
+        RED,
+    ),
+    "missing": State("planned, but there is no folder", "wait while the sweep works, else the same command"),
+}
+
+
+def state(status: str) -> State:
+    return STATES.get(status, State(status))
+
+
+def find_states(records: list[dict[str, Any]]) -> list[str]:
+    """Of the contents of run.json files. The queue is asked at most once."""
+    queue = slurm.queue() if any(map(_is_waited_for, records)) else None
+    return [find_state(record, queue) for record in records]
+
+
+def find_state(record: dict[str, Any], queue: set[str] | None) -> str:
+    """queue: ids of the jobs that SLURM knows; None: it cannot be asked, so the record is believed."""
+    status = record["status"]
+    known = queue is not None and _is_waited_for(record) and str(record["job"]["id"]) in queue
+    unknown = queue is not None and _is_waited_for(record) and not known
+    if status == "preempted" and known:
+        return "requeued"
+    if status == "submitted" and unknown:
+        return "lost"
+    if status == "running" and (unknown or _is_dead(record)):
+        return "interrupted"
+    return status
+
+
+def _is_waited_for(record: dict[str, Any]) -> bool:
+    job = record.get("job") or {}
+    return record["status"] in ("running", "submitted", "preempted") and job.get("cluster") == "slurm"
+
+
+def _is_dead(record: dict[str, Any]) -> bool:
+    """Whether the process ran on this machine and does not any more."""
+    if record.get("host") != platform.node() or "process" not in record:
+        return False
+    try:
+        os.kill(record["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, alive
+        pass
+    return False

@@ -1,0 +1,32 @@
+"""What SLURM answers about jobs and nodes; None where it is not there or says no."""
+
+from __future__ import annotations
+
+import subprocess
+
+PATIENCE = 30.0  # seconds for an answer
+
+
+def queue() -> set[str] | None:
+    """Ids of all waiting and running jobs, each job of an array by itself, such as 12_0."""
+    answer = _ask("squeue", "--noheader", "--array", "--format=%i")
+    return None if answer is None else set(answer.split())
+
+
+def is_evicting(job: str) -> bool:
+    """Whether SLURM ends this job in favor of another, rather than because a person wants it."""
+    answer = _ask("scontrol", "show", "job", job, "--oneliner")
+    return answer is not None and "PreemptTime=" in answer and "PreemptTime=None" not in answer
+
+
+def hostnames(nodes: str) -> list[str] | None:
+    """n[1-3] -> n1, n2, n3"""
+    answer = _ask("scontrol", "show", "hostnames", nodes)
+    return None if answer is None else answer.split()
+
+
+def _ask(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
