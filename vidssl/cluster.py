@@ -219,7 +219,8 @@ class Job:
         """Its state is saved. An evicted job, and one whose time is over, goes back into the queue."""
         print(stopped, flush=True)
         on_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
-        if stopped.reason == signal.SIGINT or (
+        evicted = on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"])
+        if stopped.reason == signal.SIGINT or (stopped.reason == signal.SIGTERM and not evicted):
             stopped.reason == signal.SIGTERM and not (on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"]))
         ):
             _leave(STOPPED)  # somebody wanted it to end
