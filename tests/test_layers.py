@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "tasks"},
     "tasks": GROUND | WINGS | {"build"},
-    "app": GROUND | {"build", "check", "tasks", "engine.log"},
+    "plan": GROUND | WINGS | {"build", "check", "tasks"},
+    "app": GROUND | {"build", "check", "plan", "tasks", "engine.log"},
     "command": {"registry", "distributed", "app", "check", "tasks", "data.video"},
 }
 OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "tasks"}
