@@ -308,3 +308,16 @@ def test_the_plan_of_a_recipe(tmp_path: Path) -> None:
     assert "hours" not in answer.out
     assert answer.cpu_seconds < 15
     assert not (tmp_path / "run").exists()
+
+
+def test_the_readme_shows_what_is_printed(tmp_path: Path) -> None:
+    """But for the free space."""
+    block = next(part for part in (HOME / "README.md").read_text().split("```") if "check_only=true\nThe" in part)
+    command, *shown = block.strip().splitlines()
+    words = [*command.removeprefix("$ python launch.py ").split(), "accelerator=cpu"]
+    printed = launch(words, tmp_path).out.splitlines()
+    hours = [line for line in shown if "hours" in line or "estimate" in line]
+    assert len(hours) == 3, "are not told for a CPU"
+    assert [line.partition(", where")[0] for line in shown if line not in hours] == [
+        line.partition(", where")[0] for line in printed
+    ]
