@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "engine": GROUND,
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "cluster", "tasks"},
+    "plan": GROUND | WINGS | {"build", "check", "tasks"},
     "reporting": {"records", "slurm"},
     "tasks": GROUND | WINGS | {"build", "reporting"},
-    "app": GROUND | {"ranks", "records", "cluster", "build", "check", "tasks", "engine.log"},
+    "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},
     "command": {"registry", "distributed", "ranks", "cluster", "app", "check", "tasks", "reporting.plan", "data.video"},
 }
 OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "reporting", "tasks"}

@@ -41,7 +41,9 @@ def main(
         raise ConfigError(problems)
     names = task_names(config)
     if config["check_only"]:
-        _plan(config, names, output)
+        from vidssl.plan import plan
+
+        print("\n".join(plan(config, output)))
         return None
     if records.is_done(output, names):
         print(f"{output}: this run is done, see result.json; output=OTHER starts anew")
@@ -190,24 +192,6 @@ def _score(config: dict[str, Any], result: dict[str, Any], names: list[str]) -> 
             )
         return result[task][figure]
     return next(iter(result[names[-1]].values()), None)
-
-
-def _plan(config: dict[str, Any], names: list[str], output: Path) -> None:
-    """What would run, for check_only."""
-    from vidssl.build import read_listing
-
-    parts = " ".join(f"{key}={config[key]['name']}" for key in ("method", "backbone", "dataset"))
-    print(f"The configuration is sound: {parts}, seed {config['seed']}, {config['devices'] * config['nodes']} rank(s)")
-    for name in names:
-        section = config[name]
-        line = f"  {name}"
-        if "epochs" in section:
-            videos = len(read_listing(config["dataset"], "train").videos)
-            steps = videos // section["batch_size"] * section["epochs"]
-            steps = steps if section["max_steps"] is None else min(steps, section["max_steps"])
-            line += f": {videos} videos, batches of {section['batch_size']}, {section['epochs']} epochs, {steps} steps"
-        print(line)
-    print(f"  into {output}")
 
 
 def _cpu_seconds() -> float:

@@ -79,9 +79,13 @@ class Run:
         return self.config["seed"]
 
     def state_file(self, task: str) -> Path:
-        """last.pt for the first training task of the chain, TASK.last.pt for those after it."""
-        first = next((name for name, section in self.config.items() if _trains(section)), task)
-        return self.output / ("last.pt" if task == first else f"{task}.last.pt")
+        return self.output / state_name(self.config, task)
+
+
+def state_name(config: dict[str, Any], task: str) -> str:
+    """last.pt for the first training task of the chain, TASK.last.pt for those after it."""
+    first = next((name for name, section in config.items() if _trains(section)), task)
+    return "last.pt" if task == first else f"{task}.last.pt"
 
 
 def _trains(section: Any) -> bool:

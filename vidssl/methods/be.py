@@ -292,10 +292,11 @@ class NoiseContrast(nn.Module):
 
     def likelihood(self, logits: Tensor) -> Tensor:
         weight = logits.exp()
-        if self.z == 0:
-            z = distributed.mean(weight.detach().mean()) * self.options.videos
-            self.z.copy_(z.trunc() if self.options.legacy_z else z)
-        return weight / self.z
+        fresh = distributed.mean(weight.detach().mean()) * self.options.videos
+        fresh = fresh.trunc() if self.options.legacy_z else fresh
+        z = torch.where(self.z == 0, fresh, self.z)  # asked on the device: no step waits for the answer
+        self.z.copy_(z)
+        return weight / z
 
 
 @METHODS.register("be_triplet")
