@@ -112,6 +112,8 @@ def _devices(config: dict[str, Any]) -> list[str]:
             f"devices={devices}: no GPU is visible here, and there are {os.cpu_count()} processors; accelerator=cpu "
             "starts as many processes on them nevertheless"
         )
+    if config["trainer"]["batch_norm"] == "sync" and not on_cuda:
+        problems.append("trainer.batch_norm=sync: PyTorch has it for GPUs alone; allowed here: local, frozen")
     if config["precision"] == "fp16" and not on_cuda:
         problems.append("precision=fp16: needs a GPU; allowed here: fp32, bf16")
     return problems

@@ -221,8 +221,6 @@ class Job:
         on_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
         evicted = on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"])
         if stopped.reason == signal.SIGINT or (stopped.reason == signal.SIGTERM and not evicted):
-            stopped.reason == signal.SIGTERM and not (on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"]))
-        ):
             _leave(STOPPED)  # somebody wanted it to end
         if rank > 0:
             if on_slurm:

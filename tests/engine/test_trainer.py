@@ -66,7 +66,9 @@ OPTIONS = TrainerOptions(
     channels_last=False,
     log_every=2,
     save_every=1,
+    keep_every=0,
     pictures_every=0,
+    batch_norm="local",
     broadcast_buffers=True,
 )
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """state: tensors and plain values only; `load_state` reads it."""
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def keep_copy(state: Path, copy: Path) -> None:
+    """Another name for a state, which stays when the state is replaced. Where the file system has no links, a copy."""
+
+    def link_or_copy(file: Path) -> None:
+        try:
+            os.link(state, file)
+        except OSError:
+            shutil.copyfile(state, file)
+
+    write_atomically(copy, link_or_copy)
 
 
 def load_state(path: Path) -> dict[str, Any]:

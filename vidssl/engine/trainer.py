@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vidssl import distributed
 from vidssl.clips import Batch
-from vidssl.engine.checkpoint import load_state, save_state
+from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
@@ -39,7 +39,9 @@ class TrainerOptions:
     channels_last: bool  # memory format of convolutions
     log_every: Count  # steps
     save_every: Count  # steps; the end of an epoch is saved too
+    keep_every: Whole  # epochs whose states stay, as epoch-N.pt; 0: last and best alone
     pictures_every: Whole  # epochs; 0: no pictures
+    batch_norm: Literal["local", "sync", "frozen"]  # statistics of a rank's batch, of all ranks', or as they are
     broadcast_buffers: bool  # rank 0's batch norm statistics and queues for all ranks, at each step
 
 
@@ -123,6 +125,7 @@ class Trainer:
                     self.log.scalars(self.task, self.progress.step, float(self.progress.epoch), found)
                 self._keep_best({"loss": mean_loss} if found is None else found)
                 self.save()
+                self._keep_epoch()
         self._flush(steps_per_epoch)
         self.save()
         return self.progress
@@ -134,15 +137,24 @@ class Trainer:
             for parameter in self.learner.parameters():
                 if parameter.ndim == 5:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        if self.options.batch_norm == "sync" and distributed.world() > 1:
+            self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
         self._restore()
-        self.learner.train()
+        self._train_mode()
         return self._distributed()
+
+    def _train_mode(self) -> None:
+        self.learner.train()
+        if self.options.batch_norm == "frozen":
+            for module in self.learner.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _epoch(self, model: nn.Module, loader: Loader, steps_per_epoch: int, total: int, bar: Bar) -> None:
         """Train until the epoch ends or the last step is done."""
         progress = self.progress
         batches = loader.epoch(progress.epoch, progress.batch)
-        self.learner.train()
+        self._train_mode()
         while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
             self.step(model, batches, steps_per_epoch)
             if progress.step % self.options.log_every == 0:
@@ -279,6 +291,11 @@ class Trainer:
         if before is None or (value < before if name == "loss" else value > before):
             self.progress.best = dict(found)
             self.save(self.file.with_name(self.file.name.replace("last", "best")))
+
+    def _keep_epoch(self) -> None:
+        every, epoch = self.options.keep_every, self.progress.epoch
+        if every and epoch % every == 0 and self.file is not None and self.log.is_main:
+            keep_copy(self.file, self.file.with_name(self.file.name.replace("last", f"epoch-{epoch}")))
 
     # -- state
 
