@@ -107,7 +107,8 @@ def _devices(config: dict[str, Any]) -> list[str]:
     on_cuda = config["accelerator"] != "cpu" and visible > 0
     if on_cuda and devices > visible:
         problems.append(f"devices={devices}: {visible} GPUs are visible here")
-    if config["accelerator"] == "auto" and not visible and devices > (os.cpu_count() or 1):
+    elsewhere = config["check_only"] and not visible  # a plan for a machine with GPUs
+    if config["accelerator"] == "auto" and not visible and devices > (os.cpu_count() or 1) and not elsewhere:
         problems.append(
             f"devices={devices}: no GPU is visible here, and there are {os.cpu_count()} processors; accelerator=cpu "
             "starts as many processes on them nevertheless"
