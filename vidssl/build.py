@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,7 +180,7 @@ def manifest(run: Run, split: str, window: int, *, training: bool) -> Manifest:
     key = (split, window, drop)
     if key not in run.manifests:
         files = listing(run, split)
-        processes = options.processes or os.cpu_count() or 1
+        processes = options.processes or distributed.processors()
         for rank in range(distributed.world()):
             if rank == distributed.rank():
                 run.manifests[key] = _scanned(run, files, window, drop, options, processes)

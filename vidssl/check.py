@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
-from vidssl import build
+from vidssl import build, distributed
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
 from vidssl.cluster import LAUNCHERS
@@ -108,10 +107,11 @@ def _devices(config: dict[str, Any]) -> list[str]:
     if on_cuda and devices > visible:
         problems.append(f"devices={devices}: {visible} GPUs are visible here")
     elsewhere = config["check_only"] and not visible  # a plan for a machine with GPUs
-    if config["accelerator"] == "auto" and not visible and devices > (os.cpu_count() or 1) and not elsewhere:
+    processors = distributed.processors()
+    if config["accelerator"] == "auto" and not visible and devices > processors and not elsewhere:
         problems.append(
-            f"devices={devices}: no GPU is visible here, and there are {os.cpu_count()} processors; accelerator=cpu "
-            "starts as many processes on them nevertheless"
+            f"devices={devices}: no GPU is visible here, and there are {processors} processors; accelerator=cpu starts as "
+            "many processes on them nevertheless"
         )
     if config["trainer"]["batch_norm"] == "sync" and not on_cuda:
         problems.append("trainer.batch_norm=sync: PyTorch has it for GPUs alone; allowed here: local, frozen")

@@ -167,6 +167,11 @@ def device(accelerator: str) -> torch.device:
     return torch.device("cuda", local)
 
 
+def processors() -> int:
+    """How many this process may use; a cluster may lend fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, for its next step, as PyTorch does on GPUs.
 
