@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "engine": GROUND,
     "build": GROUND | WINGS,
     "check": GROUND | WINGS | {"build", "cluster", "tasks"},
-    "plan": GROUND | WINGS | {"build", "check", "tasks"},
+    "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "reporting": {"records", "slurm"},
     "tasks": GROUND | WINGS | {"build", "reporting"},
     "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},

@@ -110,8 +110,8 @@ def _devices(config: dict[str, Any]) -> list[str]:
     processors = distributed.processors()
     if config["accelerator"] == "auto" and not visible and devices > processors and not elsewhere:
         problems.append(
-            f"devices={devices}: no GPU is visible here, and there are {processors} processors; accelerator=cpu starts as "
-            "many processes on them nevertheless"
+            f"devices={devices}: no GPU is visible here, and there are {processors} processors; accelerator=cpu starts "
+            "as many processes on them nevertheless"
         )
     if config["trainer"]["batch_norm"] == "sync" and not on_cuda:
         problems.append("trainer.batch_norm=sync: PyTorch has it for GPUs alone; allowed here: local, frozen")

@@ -47,6 +47,9 @@ class Local:
             return [f"nodes={config['nodes']}: launcher=local starts processes on this machine only; nodes=1"]
         return []
 
+    def plan(self, config: dict[str, Any]) -> list[str]:
+        return []
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -101,6 +104,13 @@ class Slurm(Submitted):
                 )
         return problems
 
+    def plan(self, config: dict[str, Any]) -> list[str]:
+        """For check_only."""
+        asked = self.parameters(config)
+        more = asked.pop("additional_parameters")
+        told = {**asked, **more}
+        return ["submits a SLURM job: " + " ".join(f"{name}={value}" for name, value in told.items())]
+
     def submit(self, jobs: list[Job], logs: Path, setup: list[str]) -> Iterator[str]:
         """Their ids. Raises ConfigError if SLURM does not take them."""
         import submitit
@@ -152,6 +162,9 @@ class SubmititLocal(Submitted):
         if config["nodes"] > 1:
             problems.append(f"nodes={config['nodes']}: launcher=submitit_local has this machine only; nodes=1")
         return problems
+
+    def plan(self, config: dict[str, Any]) -> list[str]:
+        return [f"submits a job to this machine, {self.timeout_minutes} minutes at a time"]
 
     def submit(self, jobs: list[Job], logs: Path, setup: list[str]) -> Iterator[str]:
         """Their ids, one after the other: the next starts when the one before has ended."""

@@ -119,7 +119,8 @@ def exchange(part: Tensor, order: Tensor) -> Tensor:
 def as_seen(clip: Tensor) -> Tensor:
     """A clip in the precision in which a network's first convolution takes it: half under autocast."""
     kind = clip.device.type
-    return clip.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else clip
+    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return clip.to(torch.get_autocast_dtype(kind)) if has_autocast else clip
 
 
 def mean(value: Tensor) -> Tensor:

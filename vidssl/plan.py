@@ -19,6 +19,7 @@ from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.check import task_names
 from vidssl.clips import Batch
+from vidssl.cluster import LAUNCHERS
 from vidssl.data.manifest import Listing
 from vidssl.engine.optim import OPTIMIZERS
 from vidssl.evaluation.classifier import Classifier
@@ -62,6 +63,7 @@ def plan(config: dict[str, Any], output: Path) -> list[str]:
     told += data.to_render()
     told += _hours(config, [part.flops for part in takes])
     told += _disk(output, {name: size for part in takes for name, size in part.files.items()}, config)
+    told += LAUNCHERS.build(config["launcher"]).plan(config)
     return [head, *(f"  {line}" for line in told)]
 
 
@@ -182,7 +184,7 @@ def _training(config: dict[str, Any], name: str, task: Trains, data: Data) -> Pa
         part.flops = None if part.flops is None else part.flops + flops
     optimizer = optimizer_state(learner, task.optimizer)
     part.lines += _memory(learner, optimizer)
-    part.files = _files(config, name, state_bytes(learner, optimizer), steps.has_best(task))
+    part.files = _files(config, name, state_bytes(learner, optimizer), steps, steps.has_best(task))
     if isinstance(task, Pretrain):
         part.files["backbone.safetensors"] = weights_bytes(learner.backbone)
     return part
@@ -202,13 +204,13 @@ def _stepping(config: dict[str, Any], task: Trains, learner: Learner, steps: Ste
 
 
 def _training_on_features(config: dict[str, Any], name: str, task: Linear, data: Data) -> Part:
-    """Of one layer, whose steps are next to nothing. Its loader gives whole batches, to each rank and as each part."""
+    """Of one layer, whose steps are next to nothing. Each rank takes them all."""
     videos = data.count(["train"])
-    steps = Steps.of(task, videos, task.batch_size * config["trainer"]["accumulate"])
+    steps = Steps.of(task, videos, task.batch_size)
     line, flops = _scoring(config, task, data, ["train", *data.scored_by(task)])
     learner = trained(config, task, data)
     memory = _memory(learner, optimizer_state(learner, task.optimizer))
-    files = _files(config, name, state_bytes(learner, Sizes(0, 0)), has_best=False)
+    files = _files(config, name, state_bytes(learner, Sizes(0, 0)), None, has_best=False)
     return Part([f"{name}: {_told(task, videos, steps)}", f"  on features: {line}", *memory], flops, files)
 
 
@@ -336,9 +338,11 @@ def _memory(learner: Learner, optimizer: Sizes) -> list[str]:
     return [f"  parameters: {counted}", f"  memory of a rank: {told}; activations are not counted"]
 
 
-def _files(config: dict[str, Any], name: str, size: int, has_best: bool) -> dict[str, int]:
-    last = build.state_name(config, name)
-    return {last: size} | ({last.replace("last", "best"): size} if has_best else {})
+def _files(config: dict[str, Any], name: str, size: int, steps: Steps | None, has_best: bool) -> dict[str, int]:
+    last, every = build.state_name(config, name), config["trainer"]["keep_every"]
+    kept = steps.epochs // every if steps is not None and every else 0
+    found = {last: size} | ({last.replace("last", "best"): size} if has_best else {})
+    return found | ({f"{kept} x {last.replace('last', 'epoch-N')}": kept * size} if kept else {})
 
 
 def _disk(output: Path, files: dict[str, int], config: dict[str, Any]) -> list[str]:

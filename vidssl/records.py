@@ -84,7 +84,10 @@ def is_done(output: Path, names: list[str]) -> bool:
 
 
 def begin(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> None:
-    """This process works in the folder from now on."""
+    """This process works in the folder from now on, alone."""
+    for file in output.glob(".*"):
+        if file.suffix[1:].isdigit():  # what a killed process did not finish writing
+            file.unlink()
     before = read_json(output / "run.json")
     started = {
         "host": platform.node(),

@@ -8,6 +8,7 @@ import torch
 
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.engine.checkpoint import (
+    keep_copy,
     load_backbone,
     load_state,
     load_weights,
@@ -52,8 +53,23 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
 
 def test_states_of_other_versions_and_other_things_are_refused(tmp_path: Path) -> None:
     torch.save({"format": 99, "learner": {}}, tmp_path / "future.pt")
-    with pytest.raises(ConfigError, match="format 99, this version reads 1"):
-        load_state(tmp_path / "future.pt")
+    for load in (load_state, load_weights):
+        with pytest.raises(ConfigError, match=r"format 99, this version reads 1.*backbone\.safetensors"):
+            load(tmp_path / "future.pt")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "stranger.pt")
+    with pytest.raises(ConfigError, match="not a training state"):
+        load_state(tmp_path / "stranger.pt")
+
+
+def test_a_kept_state_stays_when_the_state_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"ten")
+    keep_copy(tmp_path / "last.pt", tmp_path / "epoch-10.pt")
+    write_atomically(tmp_path / "last.pt", lambda file: file.write_bytes(b"eleven"))
+    assert (tmp_path / "epoch-10.pt").read_bytes() == b"ten"
+    assert sorted(os.listdir(tmp_path)) == ["epoch-10.pt", "last.pt"]
+
+
+def test_nothing_of_others_is_executed(tmp_path: Path) -> None:
 
     class Evil:
         def __reduce__(self):
@@ -62,7 +78,7 @@ def test_states_of_other_versions_and_other_things_are_refused(tmp_path: Path) -
     torch.save(Evil(), tmp_path / "evil.pt")
     with pytest.raises(ConfigError, match="cannot be read without executing code"):
         load_weights(tmp_path / "evil.pt")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "future.pt").read_bytes()[:100])
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "evil.pt").read_bytes()[:100])
     with pytest.raises(ConfigError, match="damaged"):
         load_weights(tmp_path / "cut.pt")
     torch.save({"state_dict": {"a": 1}}, tmp_path / "other.pt")

@@ -52,3 +52,20 @@ def test_a_published_row_that_was_not_run_is_shown_as_missing(small: list[str], 
     assert launch(words, tmp_path).status == DONE
     report = (tmp_path / "sweep/report.md").read_text().splitlines()
     assert "| background intra | - | - | 77.4 | 47.6 |" in report
+
+
+@pytest.mark.slow
+def test_fames_table_runs_from_anywhere_and_is_computed_once(small: list[str], tmp_path: Path) -> None:
+    """sweeps=fame_beta in its smallest size, into the folder that its file names."""
+    words = ["sweeps=fame_beta", *small, *SMOKE]
+    answer = launch(words, tmp_path)
+    assert answer.status == DONE, answer.err
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs/fame_beta").glob("*/*") if file.is_file()}
+    assert len({file.parent for file in files}) == 7
+    report = (tmp_path / "runs/fame_beta/report.md").read_text()
+    assert "| beta 0.3 both | " in report
+    assert "| 81.1 | 53.1 |" in report
+    again = launch(words, tmp_path)
+    assert again.status == DONE
+    assert again.out.count("this run is done") == 7
+    assert {file: file.stat().st_mtime_ns for file in files} == files

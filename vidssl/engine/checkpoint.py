@@ -61,10 +61,21 @@ def keep_copy(state: Path, copy: Path) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """A state that `save_state` wrote. Raises ConfigError for anything else."""
     state = _torch_load(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "learner" not in state:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise ConfigError(f"{path}: not a training state of this version (format {found}, this version reads {FORMAT})")
+    if not _is_ours(state, path):
+        raise ConfigError(f"{path}: not a training state")
     return state
+
+
+def _is_ours(state: Any, path: Path) -> bool:
+    """Whether this is a training state. Raises ConfigError for one of another version, which might be misread."""
+    if not isinstance(state, dict) or not {"format", "learner"} <= state.keys():
+        return False
+    if state["format"] != FORMAT:
+        raise ConfigError(
+            f"{path}: a training state of another version (format {state['format']}, this version reads {FORMAT}); go "
+            "on with the version that wrote it, or start from backbone.safetensors, which every version reads"
+        )
+    return True
 
 
 def save_backbone(path: Path, backbone: nn.Module, section: dict[str, Any]) -> None:
@@ -102,7 +113,7 @@ def load_weights(given: str | os.PathLike) -> Weights:
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
     state = _torch_load(path)
-    if isinstance(state, dict) and state.get("format") == FORMAT:
+    if _is_ours(state, path):
         learner, prefix = state["learner"], state["backbone_prefix"]
         backbone = {key.removeprefix(prefix): value for key, value in learner.items() if key.startswith(prefix)}
         head = {key.removeprefix("head."): value for key, value in learner.items() if key.startswith("head.")}

@@ -122,7 +122,8 @@ class Linear(TrainOptions, Scoring, Task):
             backbone, build.color(run, self.augmentation), classes, dropout=0.0, frozen=True,
             unit=self.normalize == "unit",
         )  # fmt: skip
-        loader = FeatureLoader((train["value"] - center) / spread, train["label"], self.batch_size, run.seed)
+        part = self.batch_size // run.config["trainer"]["accumulate"]
+        loader = FeatureLoader((train["value"] - center) / spread, train["label"], part, run.seed)
         probe = Probe(classifier.head)
         build.trainer(run, "linear", probe, self, file=None).fit(loader)
         with torch.no_grad():  # from here on the layer takes features as the backbone gives them
