@@ -210,23 +210,17 @@ class Job:
 
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         try:
-            together = distributed.joined(self.config["accelerator"]) if place.world_size > 1 else nullcontext()
-            with together:
-                return self._work()
+            with distributed.joined(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
+                return self.work(self.config, self.output, self.command, self.overrides)
         except Stopped as stopped:
             self._go_on_later(stopped, place.rank)
-        except ConfigError as error:
-            self._fail(error, WRONG)
         except BaseException as error:
-            self._fail(error, FAILED)
+            self._fail(error)
 
-    def _work(self) -> Any:
-        return self.work(self.config, self.output, self.command, self.overrides)
-
-    def _fail(self, error: BaseException, status: int) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Submitit would end the process as if all were well."""
         traceback.print_exception(error)
-        _leave(status)
+        _leave(WRONG if isinstance(error, ConfigError) else FAILED)
 
     def _go_on_later(self, stopped: Stopped, rank: int) -> None:
         """Its state is saved. An evicted job, and one whose time is over, goes back into the queue."""
@@ -243,11 +237,11 @@ class Job:
             signal.getsignal(signal.SIGUSR2)(signal.SIGUSR2, None)  # submitit's own: keeps the job and requeues it
         except subprocess.CalledProcessError as error:
             if error.returncode != -signal.SIGTERM:  # of scontrol, which the requeueing ended together with its caller
-                self._fail(error, FAILED)
+                self._fail(error)
             time.sleep(600)
         except Exception as error:  # too many time-outs
             records.end(Path(self.output), "failed", str(error))
-            self._fail(error, FAILED)
+            self._fail(error)
 
     def checkpoint(self) -> Any:
         """The same again: everything to go on with lies in the run's folder."""

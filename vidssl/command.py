@@ -25,8 +25,6 @@ from vidssl.registry import ConfigError, nearest, unknown
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
-
-
 SEVERAL = (
     "torchrun started this process as one rank of one run, which cannot be many runs; without torchrun, devices=N "
     "gives each run its ranks, or launcher=slurm submits them"
@@ -40,6 +38,7 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
     register_resolvers()
     _failures.clear()
+    _sweeps.clear()
     if _is_multirun(sys.argv[1:]) and "RANK" in os.environ:
         return _refuse([f"RANK={os.environ['RANK']}: {SEVERAL}"])
     try:
@@ -48,8 +47,7 @@ def run(main: Callable[[], Any], home: Path) -> int:
         if problems:
             return _refuse(problems)
         main()
-        if "vidssl.cluster" in sys.modules:
-            sys.modules["vidssl.cluster"].submit_waiting()
+        _finish()
     except (HydraException, OmegaConfBaseException) as error:
         problems = explain(sys.argv[1:], home) or [str(error)]
         return _refuse(problems)
@@ -63,6 +61,19 @@ def run(main: Callable[[], Any], home: Path) -> int:
 
 
 _failures: list[tuple[list[str], Exception]] = []  # jobs of this command that did not end well
+_sweeps: list[Path] = []  # whose table is to be shown
+
+
+def _finish() -> None:
+    """When all jobs of the command are known: those for a cluster are submitted, and a sweep's table is shown."""
+    try:
+        if "vidssl.cluster" in sys.modules:
+            sys.modules["vidssl.cluster"].submit_waiting()
+    finally:
+        for folder in _sweeps:
+            from vidssl.tasks.report import show_report
+
+            show_report(folder)
 
 
 def _status(error: Exception) -> int:
@@ -143,10 +154,8 @@ class SweepReport(Callback):
             write_plan(Path(config.hydra.sweep.dir), [list(job) for job in product(*choices.values())], varied)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from vidssl.tasks.report import show_report
-
-        if not config.check_only:
-            show_report(Path(config.hydra.sweep.dir))
+        if not config.check_only and config.launcher.name != "slurm":  # which has only begun
+            _sweeps.append(Path(config.hydra.sweep.dir))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

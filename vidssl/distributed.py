@@ -33,23 +33,32 @@ def rank() -> int:
 
 
 @contextmanager
-def joined(accelerator: str, store: str = "env://", limit: timedelta = COLLECTIVE_LIMIT) -> Iterator[None]:
+def joined(accelerator: str, store: str = "env://") -> Iterator[None]:
     """While this holds, this process is one rank of many: RANK and WORLD_SIZE say which, `store` where they meet."""
     global _patient
     here = device(accelerator)
     if here.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group(
-        "nccl" if here.type == "cuda" else "gloo", init_method=store, timeout=limit,
+        "nccl" if here.type == "cuda" else "gloo", init_method=store, timeout=COLLECTIVE_LIMIT,
         rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
         device_id=here if here.type == "cuda" else None,
     )  # fmt: skip
+    _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
     try:
-        _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         yield
-    finally:
-        _patient = None
-        dist.destroy_process_group()
+    except Stopped:
+        _leave_group()
+        raise
+    else:
+        _leave_group()
+    # after an error nothing is left in order: that would wait for ranks that may be gone
+
+
+def _leave_group() -> None:
+    global _patient
+    _patient = None
+    dist.destroy_process_group()
 
 
 # A group of its own: ranks wait for hours while the first one scans a data set, and flags should not wait for the GPU
