@@ -255,6 +255,7 @@ def stopping_on_signals(minutes: float | None = None) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked, _deadline = 0, float("inf")
 
 
 def asked_here() -> int:

@@ -222,11 +222,12 @@ class Trainer:
     def _distributed(self) -> nn.Module:
         if distributed.world() == 1:
             return self.learner
+        plain = self.options.accumulate == 1 and not self.config.get("compile")  # neither takes a static graph
         model = DistributedDataParallel(
             self.learner,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            static_graph=self.learner.static_graph and self.options.accumulate == 1,
+            static_graph=self.learner.static_graph and plain,
             **{BROADCAST: self.options.broadcast_buffers},
         )
         if self.device.type == "cpu" and distributed.world() > 2:
