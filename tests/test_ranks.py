@@ -232,11 +232,11 @@ def test_an_error_on_one_rank_has_its_own_log(small: list[str], tmp_path: Path) 
 
 def test_a_run_stops_when_its_time_is_over_and_goes_on(small: list[str], tmp_path: Path) -> None:
     words = [word for word in LONG if not word.startswith(("devices", "pretrain.epochs"))]
-    words = [*small, *words, "pretrain.epochs=50", "trainer.log_every=1"]
-    answer = launch([*words, "stop_after_minutes=0.01"], tmp_path)
+    words = [*small, *words, "pretrain.epochs=15", "trainer.log_every=1"]
+    answer = launch([*words, "stop_after_minutes=0.005"], tmp_path)
     assert answer.status == STOPPED
     assert launch(words, tmp_path).status == DONE
-    assert [row["step"] for row in read_lines(tmp_path / "run/metrics.jsonl")] == list(range(1, 101))
+    assert [row["step"] for row in read_lines(tmp_path / "run/metrics.jsonl")] == list(range(1, 31))
 
 
 # -- launched by others
