@@ -115,6 +115,13 @@ def test_a_run_goes_the_way_of_a_job_and_leaves_the_same(small: list[str], tmp_p
     assert "this run is done" in again.out
 
 
+def test_several_nodes_are_those_of_whoever_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = LAUNCHERS.build({"name": "local"})
+    assert local.problems({"nodes": 2})
+    monkeypatch.setenv("RANK", "3")
+    assert not local.problems({"nodes": 2})
+
+
 def test_a_failed_job_of_a_sweep_is_told_and_tried_again_on_request(small: list[str], tmp_path: Path) -> None:
     """The second job has a learning rate that breaks it."""
     rates = "pretrain.optimizer.lr=0.001,1e30"

@@ -250,6 +250,7 @@ TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_
     [
         ({"RANK": "0"}, ["-m", "seed=0,1"], "one rank of one run, which cannot be many runs"),
         ({"RANK": "0"}, ["sweeps=demo"], "one rank of one run, which cannot be many runs"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, ["-m", "seed=0,1"], "one rank of one run, which"),
         ({"RANK": "0"}, [], "WORLD_SIZE, MASTER_ADDR, MASTER_PORT not: start the ranks with torchrun"),
         (TORCHRUN, ["devices=4"], "devices=4, nodes=1: torchrun or srun started 1 x 2 ranks"),
         slow(TORCHRUN, ["launcher=slurm"], "launcher=slurm: torchrun or srun started this already"),
@@ -281,6 +282,8 @@ def test_slurms_variables_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch)
     found = ranks._as_torchrun_says_it(told)
     assert found.pop("MASTER_PORT") == ranks._as_torchrun_says_it({**told, "SLURM_PROCID": "0"})["MASTER_PORT"]
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n3"}
+    with pytest.raises(ConfigError, match="3,1: srun started different numbers of ranks on the nodes"):
+        ranks._as_torchrun_says_it({**told, "SLURM_STEP_TASKS_PER_NODE": "3,1"})
 
 
 @pytest.mark.slow

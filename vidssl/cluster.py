@@ -43,7 +43,7 @@ class Local:
     """In this process, or in `devices` processes that it starts."""
 
     def problems(self, config: dict[str, Any]) -> list[str]:
-        if config["nodes"] > 1:
+        if config["nodes"] > 1 and "RANK" not in os.environ:  # which torchrun or srun started
             return [f"nodes={config['nodes']}: launcher=local starts processes on this machine only; nodes=1"]
         return []
 

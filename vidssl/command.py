@@ -20,13 +20,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vidssl import slurm
 from vidssl.registry import ConfigError, nearest, unknown
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
 SEVERAL = (
-    "torchrun started this process as one rank of one run, which cannot be many runs; without torchrun, devices=N "
+    "torchrun or srun started this process as one rank of one run, which cannot be many runs; without them, devices=N "
     "gives each run its ranks, or launcher=slurm submits them"
 )
 
@@ -39,8 +40,8 @@ def run(main: Callable[[], Any], home: Path) -> int:
     register_resolvers()
     _failures.clear()
     _sweeps.clear()
-    if _is_multirun(sys.argv[1:]) and "RANK" in os.environ:
-        return _refuse([f"RANK={os.environ['RANK']}: {SEVERAL}"])
+    if _is_multirun(sys.argv[1:]) and ("RANK" in os.environ or slurm.tasks() > 1):
+        return _refuse([SEVERAL])
     try:
         sys.argv[1:] = expand(_settings_first(sys.argv[1:]), home)
         problems = explain_sweep(sys.argv[1:], home)

@@ -38,9 +38,9 @@ class RankLost(RuntimeError):
 def adopt_launcher() -> bool:
     """Whether torchrun or srun started this process as one of many ranks; then the variables of torchrun are set.
 
-    Raises ConfigError if they are set in part.
+    Raises ConfigError if they are set in part, or if nodes have different numbers of ranks.
     """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "RANK" not in os.environ and slurm.tasks() > 1:
         os.environ.update(_as_torchrun_says_it(os.environ))
     if "RANK" not in os.environ:
         return False
@@ -58,13 +58,18 @@ def adopt_launcher() -> bool:
 def _as_torchrun_says_it(told: Mapping[str, str]) -> dict[str, str]:
     """SLURM's variables of a task as those of torchrun. All tasks of a step find the same port."""
     step = f"{told['SLURM_JOB_ID']}.{told.get('SLURM_STEP_ID', 0)}"
-    here = int(told["SLURM_STEP_TASKS_PER_NODE"].split(",")[0].split("(")[0])
+    here, *others = told["SLURM_STEP_TASKS_PER_NODE"].split(",")
+    if others:
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={told['SLURM_STEP_TASKS_PER_NODE']}: srun started different numbers of ranks "
+            "on the nodes; srun --nodes=M --ntasks-per-node=N"
+        )
     nodes = slurm.hostnames(told["SLURM_STEP_NODELIST"]) or [told["SLURMD_NODENAME"]]
     return {
         "RANK": told["SLURM_PROCID"],
         "WORLD_SIZE": told["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": told["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(here),
+        "LOCAL_WORLD_SIZE": here.split("(")[0],
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(random.Random(step).randint(20000, 60000)),
     }

@@ -1,10 +1,16 @@
-"""What SLURM answers about jobs and nodes; None where it is not there or says no."""
+"""What SLURM told this process, and what it answers about jobs and nodes: None where it is not there or says no."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 PATIENCE = 30.0  # seconds for an answer
+
+
+def tasks() -> int:
+    """How many tasks srun started as this process was started; 1 without srun."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def queue() -> set[str] | None:
