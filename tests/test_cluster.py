@@ -115,6 +115,15 @@ def test_a_run_goes_the_way_of_a_job_and_leaves_the_same(small: list[str], tmp_p
     assert "this run is done" in again.out
 
 
+def test_a_job_that_would_leave_gpus_idle_fails_before_its_work_and_says_so(small: list[str], tmp_path: Path) -> None:
+    words = [*small, *SHORT, "accelerator=auto", "output=run", "launcher.setup=['export CUDA_VISIBLE_DEVICES=0,1']"]
+    answer = launch(words, tmp_path)
+    assert answer.status == FAILED
+    record = read_json(tmp_path / "run/run.json")
+    assert record["status"] == "failed"
+    assert record["error"].startswith("devices=1: SLURM gave 2 GPUs")
+
+
 def test_several_nodes_are_those_of_whoever_started_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     local = LAUNCHERS.build({"name": "local"})
     assert local.problems({"nodes": 2})

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "engine": GROUND,
     "build": GROUND | WINGS,
-    "check": GROUND | WINGS | {"build", "cluster", "tasks"},
+    "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "reporting": {"records", "slurm"},
     "tasks": GROUND | WINGS | {"build", "reporting"},

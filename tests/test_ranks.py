@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import HOME, launch, read_json, read_lines, start
-from vidssl import distributed, ranks
+from vidssl import distributed, ranks, slurm
 from vidssl.command import DONE, FAILED, STOPPED, WRONG
 from vidssl.distributed import STOP_SIGNALS, Stopped
 from vidssl.registry import ConfigError
@@ -284,6 +284,31 @@ def test_slurms_variables_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch)
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n3"}
     with pytest.raises(ConfigError, match="3,1: srun started different numbers of ranks on the nodes"):
         ranks._as_torchrun_says_it({**told, "SLURM_STEP_TASKS_PER_NODE": "3,1"})
+
+
+@pytest.mark.parametrize(
+    ("found", "config", "refused"),
+    [
+        ({"SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "2,3"}, {}, True),
+        ({"SUBMITIT_EXECUTOR": "slurm", "CUDA_VISIBLE_DEVICES": "2,3"}, {}, True),
+        ({"SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "2,3"}, {"devices": 2}, False),
+        ({"SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "2"}, {}, False),
+        ({"SLURM_STEP_ID": "0"}, {}, False),
+        ({"SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "2,3"}, {"accelerator": "cpu"}, False),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, {}, False),  # a machine of one's own
+    ],
+)
+def test_gpus_of_a_cluster_are_not_left_idle(
+    found: dict, config: dict, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_STEP_ID", "SUBMITIT_EXECUTOR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    problems = slurm.idle_gpus({"devices": 1, "accelerator": "auto", **config})
+    assert bool(problems) == refused
+    for told in ("devices=1: SLURM gave 2 GPUs", "devices=2", "--ntasks-per-node=2", "CUDA_VISIBLE_DEVICES=2 to"):
+        assert all(told in problem for problem in problems)
 
 
 @pytest.mark.slow

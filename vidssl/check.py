@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from vidssl import build, distributed
+from vidssl import build, distributed, slurm
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
 from vidssl.cluster import LAUNCHERS
@@ -88,6 +88,8 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     for task in tasks.values():
         problems += task.problems()
     problems += _devices(config)
+    if config["launcher"]["name"] == "local" and any(task.splits for task in tasks.values()):
+        problems += slurm.idle_gpus(config)
     problems += _sizes(config, tasks)
     problems += _data(config, tasks, {} if known is None else known)
     problems += _checkpoint(config, tasks)

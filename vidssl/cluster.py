@@ -210,6 +210,9 @@ class Job:
 
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         try:
+            problems = slurm.idle_gpus(self.config)
+            if problems:
+                raise ConfigError(problems)
             with distributed.joined(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
                 return self.work(self.config, self.output, self.command, self.overrides)
         except Stopped as stopped:
@@ -220,6 +223,9 @@ class Job:
     def _fail(self, error: BaseException) -> None:
         """Submitit would end the process as if all were well."""
         traceback.print_exception(error)
+        output = Path(self.output)
+        if records.read_json(output / "run.json").get("status") == "submitted":  # the work has not begun, so is silent
+            records.end(output, "failed", str(error) or type(error).__name__)
         _leave(WRONG if isinstance(error, ConfigError) else FAILED)
 
     def _go_on_later(self, stopped: Stopped, rank: int) -> None:

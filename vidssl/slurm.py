@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 PATIENCE = 30.0  # seconds for an answer
 
@@ -11,6 +12,20 @@ PATIENCE = 30.0  # seconds for an answer
 def tasks() -> int:
     """How many tasks srun started as this process was started; 1 without srun."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+def idle_gpus(config: dict[str, Any]) -> list[str]:
+    """Problems with SLURM having given this node's part of the run more GPUs than it has ranks."""
+    in_step = "SLURM_STEP_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ
+    visible, devices = os.environ.get("CUDA_VISIBLE_DEVICES", ""), config["devices"]
+    count = len(visible.split(","))
+    if not in_step or config["accelerator"] == "cpu" or count <= devices:
+        return []
+    return [
+        f"devices={devices}: SLURM gave {count} GPUs (CUDA_VISIBLE_DEVICES={visible}), and each rank computes on one; "
+        f"devices={count}, or srun --ntasks-per-node={count}, or CUDA_VISIBLE_DEVICES={visible.split(',')[0]} to leave "
+        "the others idle on purpose"
+    ]
 
 
 def queue() -> set[str] | None:
