@@ -91,9 +91,10 @@ def test_evicted_jobs_go_back_into_the_queue_and_cancelled_ones_do_not(
     monkeypatch.setattr(cluster.slurm, "is_evicting", lambda job: evicted)
     monkeypatch.setattr(cluster, "_leave", lambda status: sys.exit(status))
     before = signal.signal(signal.SIGUSR2, lambda *_: requeued.append(True))  # in the place of submitit's
+    stopped = Stopped("saved", reason)
     try:
         with pytest.raises(SystemExit, match=str(STOPPED)) if not goes_on else nullcontext():
-            Job(print, {}, "", [], [])._go_on_later(Stopped("saved", reason), rank=0)
+            Job(print, {}, "", [], [])._stop(stopped, 0, cluster._goes_on(stopped))
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert bool(requeued) == goes_on

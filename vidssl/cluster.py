@@ -214,11 +214,13 @@ class Job:
             if problems:
                 raise ConfigError(problems)
             with distributed.joined(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
-                return self.work(self.config, self.output, self.command, self.overrides)
-        except Stopped as stopped:
-            self._go_on_later(stopped, place.rank)
+                try:
+                    return self.work(self.config, self.output, self.command, self.overrides)
+                except Stopped as error:
+                    stopped, goes_on = error, distributed.from_first(place.rank == 0 and _goes_on(error))
         except BaseException as error:
             self._fail(error)
+        return self._stop(stopped, place.rank, goes_on)
 
     def _fail(self, error: BaseException) -> None:
         """Submitit would end the process as if all were well."""
@@ -228,15 +230,13 @@ class Job:
             records.end(output, "failed", str(error) or type(error).__name__)
         _leave(WRONG if isinstance(error, ConfigError) else FAILED)
 
-    def _go_on_later(self, stopped: Stopped, rank: int) -> None:
-        """Its state is saved. An evicted job, and one whose time is over, goes back into the queue."""
+    def _stop(self, stopped: Stopped, rank: int, goes_on: bool) -> None:
+        """Its state is saved; it goes back into the queue if it goes on."""
         print(stopped, flush=True)
-        on_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
-        evicted = on_slurm and slurm.is_evicting(os.environ["SLURM_JOB_ID"])
-        if stopped.reason == signal.SIGINT or (stopped.reason == signal.SIGTERM and not evicted):
-            _leave(STOPPED)  # somebody wanted it to end
+        if not goes_on:
+            _leave(STOPPED)
         if rank > 0:
-            if on_slurm:
+            if os.environ["SUBMITIT_EXECUTOR"] == "slurm":
                 time.sleep(600)  # the first rank's requeueing ends all; leaving earlier would end it
             _leave(STOPPED)
         try:
@@ -254,6 +254,13 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _goes_on(stopped: Stopped) -> bool:
+    """An evicted job, and one whose time is over, unless somebody wanted it to end."""
+    if stopped.reason == signal.SIGTERM:
+        return os.environ["SUBMITIT_EXECUTOR"] == "slurm" and slurm.is_evicting(os.environ["SLURM_JOB_ID"])
+    return stopped.reason != signal.SIGINT
 
 
 def _leave(status: int) -> None:
