@@ -13,7 +13,7 @@ demo: .venv/ready ## MoCo against FAME on synthetic videos: who follows the back
 test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-all: .venv/ready ## all tests
+test-all: .venv/ready ## all tests; those on a SLURM need root and tests/slurm/cluster.sh install
 	$(BIN)/python -m pytest
 
 check: .venv/ready ## lint and formatting

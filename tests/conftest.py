@@ -130,7 +130,7 @@ _server.set_forkserver_preload(
 
 def start(words: Sequence[str], folder: Path, log: Path) -> multiprocessing.process.BaseProcess:
     """`python launch.py WORDS` in a folder, as a process of its own that has imported torch already."""
-    process = _server.Process(target=_launch, args=(list(words), str(folder), str(log)))
+    process = _server.Process(target=_launch, args=(list(words), str(folder), str(log), dict(os.environ)))
     process.start()
     return process
 
@@ -148,8 +148,10 @@ def launch(words: Sequence[str], folder: Path, timeout: float = 240) -> Launched
     return Launched(process.exitcode, out, err, float(seconds.read_text()) if seconds.exists() else float("nan"))
 
 
-def _launch(words: list[str], folder: str, log: str) -> None:
+def _launch(words: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.clear()  # the server's is that of the first test
+    os.environ.update(environment)
     os.environ["COLUMNS"] = "200"
     with (
         open(log + ".out", "w", buffering=1) as out,
