@@ -101,7 +101,7 @@ def test_it_follows_the_schedule_and_logs_means_over_the_interval(tmp_path: Path
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-@pytest.mark.parametrize("stops", [[5], [1, 2, 7], [4], [3, 11]])
+@pytest.mark.parametrize("stops", [[5], [1, 2, 7], [4], [3, 11], [12]])
 def test_stopped_and_continued_it_ends_bit_for_bit_where_it_would_have(
     stops: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +122,9 @@ def test_stopped_and_continued_it_ends_bit_for_bit_where_it_would_have(
     trainer(parts, continued, options={"log_every": 3}).fit(Data(6))
     assert weights(continued) == weights(straight)
     assert (parts / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (torch.load(folder / name, weights_only=True)["progress"] for folder in (parts, whole))
+        assert ours == theirs
 
 
 def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path) -> None:

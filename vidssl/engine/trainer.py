@@ -106,15 +106,15 @@ class Trainer:
         """
         model = self.prepare()
         steps_per_epoch = len(loader) // self.options.accumulate
-        total = steps_per_epoch * self.epochs
+        batches, total = steps_per_epoch * self.options.accumulate, steps_per_epoch * self.epochs
         self.begun_at = time.monotonic()
         if self.max_steps is not None:
             total = min(total, self.max_steps)
         bar = self.log.bar(self.task, total, self.progress.step)
         with bar:
-            while self.progress.step < total:
+            while self.progress.step < total or 0 < self.progress.batch == batches:  # stopped at an epoch's very end
                 self._epoch(model, loader, steps_per_epoch, total, bar)
-                if self.progress.batch < steps_per_epoch * self.options.accumulate:
+                if self.progress.batch < batches:
                     break  # max_steps
                 self._read_back()
                 mean_loss = self.progress.epoch_loss / steps_per_epoch
