@@ -374,8 +374,8 @@ def test_a_sweep_runs_every_job_prints_one_table_and_skips_what_is_done(small: l
 @pytest.mark.parametrize(
     "word",
     [
-        "precision=bf16",
         "trainer.accumulate=2",
+        pytest.param("precision=bf16", marks=pytest.mark.slow),
         pytest.param("trainer.channels_last=true", marks=pytest.mark.slow),
         pytest.param("trainer.clip_grad=0.1", marks=pytest.mark.slow),
     ],

@@ -132,6 +132,7 @@ def test_several_nodes_are_those_of_whoever_started_the_ranks(monkeypatch: pytes
     assert not local.problems({"nodes": 2})
 
 
+@pytest.mark.slow
 def test_a_failed_job_of_a_sweep_is_told_and_tried_again_on_request(small: list[str], tmp_path: Path) -> None:
     """The second job has a learning rate that breaks it."""
     rates = "pretrain.optimizer.lr=0.001,1e30"
@@ -151,6 +152,7 @@ def test_a_failed_job_of_a_sweep_is_told_and_tried_again_on_request(small: list[
     assert len(read_json(tmp_path / "sweep/1/run.json")["starts"]) == starts + 1
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_save_goes_on_by_itself(small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "pretrain.epochs=100", "output=run", "trainer.log_every=1"]
     process = start(words, tmp_path, tmp_path / ".launched")

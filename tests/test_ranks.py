@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.conftest import HOME, launch, read_json, read_lines, start
 from vidssl import distributed, ranks, slurm
 from vidssl.command import DONE, FAILED, STOPPED, WRONG
-from vidssl.distributed import STOP_SIGNALS, Stopped
+from vidssl.distributed import Stopped
 from vidssl.registry import ConfigError
 
 # -- what they exchange
@@ -41,7 +41,7 @@ def exchanges(count: int) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_exchange_is_a_share_of_all_rows_in_the_new_order(count: int) -> None:
     assert all(ranks.start_ranks(exchanges, count, "cpu", (count,)))
 
@@ -79,6 +79,7 @@ def sums(count: int) -> list[list[float]]:
     return [distributed.mean(values).tolist(), model.module.weight.grad[0].tolist(), expected.tolist()]
 
 
+@pytest.mark.slow
 def test_sums_over_ranks_are_in_the_order_of_the_ranks() -> None:
     mean, gradient, expected = ranks.start_ranks(sums, 3, "cpu", (3,))
     assert mean == gradient == expected
@@ -124,13 +125,38 @@ def sleeps_on_the_first() -> None:
 
 @pytest.mark.parametrize(
     ("work", "told"),
-    [(dies_on_the_second, "rank 1 was killed by SIGKILL"), (sleeps_on_the_first, "rank 1 ended with status 3")],
+    [
+        (dies_on_the_second, "rank 1 was killed by SIGKILL"),
+        pytest.param(sleeps_on_the_first, "rank 1 ended with status 3", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_rank_ends_the_others(work, told: str) -> None:
     begun = time.monotonic()
     with pytest.raises(ranks.RankLost, match=told):
         ranks.start_ranks(work, 2, "cpu", ())
     assert time.monotonic() - begun < 30
+
+
+def misses_the_other() -> None:
+    if distributed.rank() == 1:
+        os._exit(0)
+    try:
+        distributed.barrier()
+    except RuntimeError as error:
+        raise distributed.explained(error) from error
+
+
+def test_what_a_rank_says_that_misses_another_is_not_told_in_its_place() -> None:
+    with pytest.raises(ranks.RankLost, match="rank 1 ended with status 0"):
+        ranks.start_ranks(misses_the_other, 2, "cpu", ())
+
+
+def test_a_lost_connection_is_explained() -> None:
+    lost = distributed.explained(RuntimeError("[../pair.cc:553] Connection closed by peer [127.0.0.1]:1"))
+    assert isinstance(lost, distributed.PeerLost)
+    assert "another rank has ended" in str(lost)
+    other = RuntimeError("out of memory")
+    assert distributed.explained(other) is other
 
 
 def works_until_asked() -> str:
@@ -141,7 +167,9 @@ def works_until_asked() -> str:
     return "never"
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_a_signal_reaches_all_ranks_even_before_they_can_take_it(number: int) -> None:
     before = signal.getsignal(number)
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()  # they import torch at that time
@@ -189,7 +217,7 @@ def lines(file: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def test_a_killed_rank_ends_the_run_which_then_goes_on(small: list[str], tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run_and_is_named(small: list[str], tmp_path: Path) -> None:
     process = start([*small, *LONG], tmp_path, tmp_path / ".launched")
     wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 5)
     os.kill(children(process.pid)[1], signal.SIGKILL)
@@ -201,11 +229,14 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on(small: list[str], tmp_pat
     record = read_json(tmp_path / "run/run.json")
     assert record["status"] == "failed"
     assert "rank 1 was killed" in record["error"]
+
+
+@pytest.mark.slow
+def test_when_the_command_is_killed_its_ranks_write_no_more(small: list[str], tmp_path: Path) -> None:
     process = start([*small, *LONG], tmp_path, tmp_path / ".launched")
-    begun = lines(tmp_path / "run/metrics.jsonl")
-    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > begun)
-    front, both = process.pid, children(process.pid)
-    os.kill(front, signal.SIGKILL)
+    wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 0)
+    both = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
     process.join()
     wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in both), 10)
 

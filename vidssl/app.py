@@ -147,10 +147,12 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
                 figures = options(run)
                 spent = {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu, **run.speed}
                 result = _finish_task(log, folder, name, figures, spent)
-    except Exception as error:
-        if not isinstance(error, (ConfigError, distributed.Stopped)):
-            log.error(f"{type(error).__name__}: {error}")
+    except (ConfigError, distributed.Stopped):
         raise
+    except Exception as error:
+        told = distributed.explained(error)
+        log.error(f"{type(told).__name__}: {told}")
+        raise told from (None if told is error else error)
     finally:
         log.close()
     return result

@@ -86,9 +86,10 @@ def _status(error: Exception) -> int:
 def _tell(error: Exception) -> None:
     from vidssl.app import FailedBefore
     from vidssl.cluster import FailedJobs
+    from vidssl.distributed import PeerLost
     from vidssl.ranks import RankLost
 
-    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, RankLost)):
+    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, PeerLost, RankLost)):
         _refuse(getattr(error, "problems", [str(error)]))
     else:
         traceback.print_exception(error)

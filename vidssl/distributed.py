@@ -162,6 +162,21 @@ def ordered_sum(state, bucket):  # torch compares annotations with types, and he
     return done.then(lambda _: _sum_in_order(parts.view(world(), -1)) / world())
 
 
+class PeerLost(RuntimeError):
+    """This rank can do nothing without another one that has ended."""
+
+
+def explained(error: Exception) -> Exception:
+    """The error, or in plain words that another rank is gone, where that is what it means."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in words):
+        return error
+    return PeerLost(
+        "another rank has ended, and this one with it; what that rank printed, or the system's log, says why. "
+        f"The same command continues from the last saved state. ({str(error).splitlines()[0]})"
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # This process
 
@@ -170,9 +185,11 @@ def device(accelerator: str) -> torch.device:
     """Where this rank computes: its own GPU if there is one and it is wanted."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if local >= torch.cuda.device_count():
-        raise ConfigError(f"devices: rank {local} of this machine finds {torch.cuda.device_count()} GPUs, one each")
+    local, visible = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if visible == 1 and "SLURM_STEP_ID" in os.environ:
+        local = 0  # each task may be shown its own GPU alone
+    if local >= visible:
+        raise ConfigError(f"devices: rank {local} of this machine finds {visible} GPUs, and each rank needs one")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

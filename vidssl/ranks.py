@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vidssl import distributed, slurm
-from vidssl.distributed import STOP_SIGNALS, Stopped
+from vidssl.distributed import STOP_SIGNALS, PeerLost, Stopped
 from vidssl.registry import ConfigError
 
 LAST_WORDS = 5.0  # seconds that the other ranks have to say what they know once one has failed
@@ -176,12 +176,15 @@ def _result(ranks: dict[Connection, BaseProcess]) -> Any:
             if isinstance(answer, BaseException) and not isinstance(answer, Stopped):
                 failures.append(answer)
                 deadline = min(deadline, time.monotonic() + LAST_WORDS)
-    lost = [failure for failure in failures if isinstance(failure, RankLost)]
     if failures:
-        raise (lost or failures)[0]  # others only miss the one that was lost
+        raise min(failures, key=_distance_from_the_cause)
     if isinstance(results["rank 0"], Stopped):
         raise results["rank 0"]
     return results["rank 0"]
+
+
+def _distance_from_the_cause(failure: Exception) -> int:
+    return 0 if isinstance(failure, RankLost) else 2 if isinstance(failure, PeerLost) else 1
 
 
 def _lost(process: BaseProcess) -> RankLost:
