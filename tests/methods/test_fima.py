@@ -15,6 +15,7 @@ from tests.methods.test_moco import in_two_processes
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
 from vidssl.data.spatial import Box
+from vidssl.methods import contrast as shared
 from vidssl.methods import fima as module
 from vidssl.methods.fima import (
     FIMA,
@@ -216,7 +217,7 @@ def test_golden_step_after_each_pass(name: str, monkeypatch: pytest.MonkeyPatch)
 
     spy(method, "keys", keys)
     spy(method, "predict", predicted)
-    spy(module, "queue_logits", instance)
+    spy(shared, "queue_logits", instance)
     spy(module, "dense_loss", dense)
     local, near, masks, tokens = [], [], [], []
     spy(method, "local_logits", local)
