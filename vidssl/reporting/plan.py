@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vidssl.records import NEUTRAL, write_json
+from vidssl.records import NEUTRAL, read_json, write_json
 
 
 def write_plan(folder: Path, jobs: list[list[str]], varied: set[str]) -> None:
@@ -33,8 +32,7 @@ def write_plan(folder: Path, jobs: list[list[str]], varied: set[str]) -> None:
 
 
 def read_plan(folder: Path) -> list[list[str]]:
-    file = folder / "sweep.json"
-    return json.loads(file.read_text())["jobs"] if file.exists() else []
+    return read_json(folder / "sweep.json").get("jobs", [])
 
 
 def telling(words: Iterable[str]) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vidssl.records import read_json
 from vidssl.reporting.plan import read_plan, telling
 from vidssl.reporting.states import find_states
 
@@ -77,12 +77,12 @@ def read_settings(folder: Path) -> list[Setting]:
 
 def read_runs(folder: Path) -> list[Trial]:
     """Oldest first; without runs of task=report."""
-    found = [(file.parent, _read_json(file)) for file in _find(folder, "run.json")]
+    found = [(file.parent, read_json(file)) for file in _find(folder, "run.json")]
     found = [(run, record) for run, record in found if "report" not in record["tasks"]]
     found.sort(key=lambda pair: (pair[1]["start"], str(pair[0])))
     trials = []
     for (run, record), status in zip(found, find_states([record for _, record in found]), strict=True):
-        now = _read_json(run / "run.json") if status != record["status"] else record
+        now = read_json(run / "run.json") if status != record["status"] else record
         if now["status"] != record["status"]:  # it ended while we looked
             record, status = now, now["status"]
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
@@ -97,12 +97,8 @@ def _find(folder: Path, name: str) -> list[Path]:
     return [file for depth in range(4) for file in sorted(folder.glob("*/" * depth + name))]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
 def _figures(run: Path, record: dict[str, Any]) -> dict[str, float]:
-    parts = {task: part for task, part in _read_json(run / "result.json").items() if isinstance(part, dict)}
+    parts = {task: part for task, part in read_json(run / "result.json").items() if isinstance(part, dict)}
     found = {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
     if record["status"] == "done":
         found["cpu_seconds"] = sum(part.get("cpu_seconds", 0.0) for part in record["tasks"].values())
