@@ -169,11 +169,12 @@ class PeerLost(RuntimeError):
 def explained(error: Exception) -> Exception:
     """The error, or in plain words that another rank is gone, where that is what it means."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in words):
+    heard = [word for word in words if word in str(error)]
+    if not isinstance(error, RuntimeError) or not heard:
         return error
     return PeerLost(
-        "another rank has ended, and this one with it; what that rank printed, or the system's log, says why. "
-        f"The same command continues from the last saved state. ({str(error).splitlines()[0]})"
+        f"another rank has ended, and this one with it ({heard[0]}); what that rank printed, or the system's log, says "
+        "why. The same command continues from the last saved state."
     )
 
 
