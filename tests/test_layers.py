@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "reporting": {"records", "slurm"},
     "tasks": GROUND | WINGS | {"build", "reporting"},
     "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},
-    "command": {"registry", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
+    "command": {"registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
     | {"reporting.plan", "data.video"},
 }
 OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "reporting", "tasks"}

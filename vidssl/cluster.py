@@ -23,10 +23,10 @@ from typing import Any
 
 from vidssl import distributed, records, slurm
 from vidssl.distributed import Stopped
+from vidssl.records import FAILED, STOPPED, WRONG
 from vidssl.registry import ConfigError, Count, Registry, Whole
 
 LAUNCHERS = Registry("launcher", "vidssl.cluster")
-FAILED, WRONG, STOPPED = 1, 2, 75  # exit status of a job's tasks
 OURS = {  # options of sbatch that follow from other keys
     "nodes": "nodes", "ntasks": "devices and nodes", "ntasks-per-node": "devices", "gpus": "devices and nodes",
     "gpus-per-node": "devices", "gpus-per-task": "devices", "ntasks-per-gpu": "devices",

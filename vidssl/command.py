@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidssl import slurm
+from vidssl.records import DONE, FAILED, STOPPED, WRONG
 from vidssl.registry import ConfigError, nearest, unknown
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
 SEVERAL = (

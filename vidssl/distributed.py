@@ -213,6 +213,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
+def end_with_parent() -> None:
+    """The system kills this process when the one that started it is gone, however that ended. On Linux only."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 _common = torch.Generator()  # draws that all ranks share
 
 

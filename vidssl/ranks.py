@@ -5,7 +5,6 @@ A rank that fails is never waited for: the others end within seconds, and its ow
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import random
@@ -144,9 +143,7 @@ def _as_rank(place: tuple, answer: Connection, work: Callable[..., Any], argumen
 
 def _end_with(parent: int) -> None:
     """If the process that started this one is killed, nothing goes on writing into the run's folder."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # Linux
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    distributed.end_with_parent()
     if os.getppid() != parent:
         os._exit(1)
 

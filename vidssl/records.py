@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from vidssl.registry import ConfigError
 
+DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit status of a run's process
 # Keys that change nothing in the figures, so a run may be continued with other values
 NEUTRAL = (
     "output", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
@@ -49,6 +50,7 @@ def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of nested sections."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {

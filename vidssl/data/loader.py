@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Literal
 import torch
 from torch.utils.data import DataLoader
 
+from vidssl import distributed
 from vidssl.clips import Batch
 from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.video import VideoError
@@ -147,7 +147,7 @@ def _serve_one_run(worker: int) -> None:
     """A worker ends when its run says so or is killed; what others signal to all processes is for the run to answer."""
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    distributed.end_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

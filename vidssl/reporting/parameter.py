@@ -6,6 +6,7 @@ import statistics
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from vidssl.records import flat
 from vidssl.reporting.axes import MARKS, Chart, Scale, round_scale, stroke, written
 from vidssl.reporting.runs import Setting
 from vidssl.reporting.tables import COLUMNS, column_names
@@ -28,7 +29,7 @@ def find_parameter(settings: list[Setting], baseline: str | None) -> Parameter |
 
     Settings that have no such number stand beside it, and the baseline where it differs in more. Else there is none.
     """
-    leaves = [(setting, _leaves(setting.config["method"], "method")) for setting in settings if setting.config]
+    leaves = [(setting, flat(setting.config["method"], "method")) for setting in settings if setting.config]
     every = _only_fit(leaves)
     others = _only_fit([(setting, its) for setting, its in leaves if setting.label != baseline])
     found = every if every and every.word == (others.word if others else "") else others
@@ -60,12 +61,6 @@ def _fit(key: str, leaves: Leaves) -> Parameter | None:
     if all(len(line) == 1 for line in lines.values()):
         return None  # both keys change at once
     return Parameter(key, word, {name: sorted(line, key=lambda pair: pair[0]) for name, line in lines.items()}, [])
-
-
-def _leaves(tree: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in _leaves(value, f"{prefix}.{key}").items()}
 
 
 def _is_number(value: Any) -> bool:
