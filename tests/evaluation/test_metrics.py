@@ -8,9 +8,9 @@ from torch import nn
 
 from tests.conftest import golden
 from vidssl.clips import Batch
-from vidssl.evaluation.classifier import Classifier, Labelled, pooled
+from vidssl.evaluation.classifier import Classifier, Labelled, average, pooled
 from vidssl.evaluation.features import per_video
-from vidssl.evaluation.metrics import accuracy, knn, motion_preference, nearest, recall, unit
+from vidssl.evaluation.metrics import accuracy, interval, knn, motion_preference, nearest, recall, unit
 
 
 def test_golden_retrieval_centered() -> None:
@@ -93,6 +93,16 @@ def test_motion_preference_ends_are_known() -> None:
     assert 20 < network(0.5) < 80
 
 
+def test_the_bootstrap_interval_is_that_of_a_mean() -> None:
+    torch.manual_seed(0)
+    hits = 100 * (torch.rand(400) < 0.3).double()
+    low, high = interval(hits, seed=0)
+    error = hits.std().item() / 400**0.5
+    assert (low, high) == pytest.approx((hits.mean().item() - 1.96 * error, hits.mean().item() + 1.96 * error), abs=0.6)
+    assert interval(hits, seed=0) == (low, high)
+    assert interval(torch.full((7,), 100.0), seed=3) == (100.0, 100.0)
+
+
 # -- features
 
 
@@ -147,7 +157,9 @@ def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns() -> None:
 
 def test_unit_features_have_length_one_and_the_head_starts_small() -> None:
     network = classifier(unit=True)
-    assert network.features(torch.randn(5, 3, 2, 4, 4)).norm(dim=1).tolist() == pytest.approx([1.0] * 5)
+    assert average(network.backbone(torch.randn(5, 3, 2, 4, 4)), unit=network.unit).norm(
+        dim=1
+    ).tolist() == pytest.approx([1.0] * 5)
     assert network.head.bias.abs().max() == 0
     wide = Classifier(Wide(), nn.Identity(), 50, dropout=0.0, frozen=False, unit=False)
     assert wide.head.weight.std().item() == pytest.approx(0.01, rel=0.05)

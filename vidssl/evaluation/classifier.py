@@ -63,10 +63,11 @@ class Classifier(Learner):
 
     def logits(self, clip: Tensor) -> Tensor:
         """clip [B, 3, T, S, S] -> float32 [B, classes]."""
-        return self.head(self.dropout(self.features(clip))).float()
+        return self.read(self.backbone(clip))
 
-    def features(self, clip: Tensor) -> Tensor:
-        return pooled(self.backbone, clip, unit=self.unit)
+    def read(self, feature_map: Tensor) -> Tensor:
+        """What the layers behind the backbone make of its map [B, C, t, h, w]: float32 [B, classes]."""
+        return self.head(self.dropout(average(feature_map, unit=self.unit))).float()
 
 
 class MapClassifier(Classifier):
@@ -86,8 +87,8 @@ class MapClassifier(Classifier):
         super().__init__(backbone, augment, classes, dropout=0.0, frozen=True, unit=False)
         self.head = nn.Conv1d(width, classes, size, padding=size // 2)
 
-    def logits(self, clip: Tensor) -> Tensor:
-        frames = self.backbone(clip).mean(dim=(3, 4))  # [B, C, t]
+    def read(self, feature_map: Tensor) -> Tensor:
+        frames = feature_map.mean(dim=(3, 4))  # [B, C, t]
         pairs = F.avg_pool1d(frames, min(2, frames.shape[2]), stride=1)
         return self.head(pairs).mean(dim=2).float()
 
@@ -125,5 +126,10 @@ class Probe(Learner):
 
 def pooled(backbone: nn.Module, clip: Tensor, *, unit: bool) -> Tensor:
     """The mean of a backbone's map over time and space, [B, C]."""
-    features = backbone(clip).mean(dim=(2, 3, 4))
+    return average(backbone(clip), unit=unit)
+
+
+def average(feature_map: Tensor, *, unit: bool) -> Tensor:
+    """[B, C, t, h, w] -> [B, C], of length 1 if unit."""
+    features = feature_map.mean(dim=(2, 3, 4))
     return F.normalize(features, dim=1) if unit else features

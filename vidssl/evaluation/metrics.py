@@ -63,3 +63,17 @@ def motion_preference(original: Tensor, same_motion: Tensor, same_background: Te
     the same background. All [N, D]; cosine. 0: only the background counts; 100: only the motion."""
     prefers = F.cosine_similarity(original, same_motion) > F.cosine_similarity(original, same_background)
     return 100 * prefers.double().mean().item()
+
+
+def interval(values: Tensor, *, seed: int, resamples: int = 2000, share: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a mean over videos, by the percentile bootstrap: videos are drawn anew, with replacement.
+
+    values [N]: one of each video, such as 100 where it was told right and 0 where not. Efron, "Bootstrap Methods",
+    Annals of Statistics 7 (1979).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double()
+    draws = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(resamples))
+    means = torch.stack([values[drawn].mean() for drawn in draws])
+    low, high = means.quantile(torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.double)).tolist()
+    return low, high
