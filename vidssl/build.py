@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from vidssl.data.loader import ClipLoader, DataOptions
 from vidssl.data.manifest import Listing, Manifest, read_manifest
 from vidssl.data.sources import SOURCES
 from vidssl.data.spatial import CROPS
-from vidssl.data.synthetic import render_missing
+from vidssl.data.synthetic import EXTRA_SPLITS, render_missing
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_weights
 from vidssl.engine.log import Log
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
@@ -170,7 +170,7 @@ def read_listing(section: dict, split: str) -> Listing:
 
 def has_split(run: Run, split: str) -> bool:
     """Whether the data set knows this extra split, as synthetic ones know test_swap."""
-    return bool(listing(run, "test").recipes) and split in ("test_swap", "test_cf")
+    return bool(listing(run, "test").recipes) and split in EXTRA_SPLITS
 
 
 def manifest(run: Run, split: str, window: int, *, training: bool) -> Manifest:
@@ -227,8 +227,24 @@ def evaluation_loader(
     return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, batch_size, training=False)
 
 
+def told_loader(
+    run: Run, clips: int, crop: dict, clip: ClipOptions, batches: Sequence[Sequence[int]], *, split: str
+) -> ClipLoader:
+    """As evaluation_loader, with the manifest's places that stand in each batch, of all ranks, who take turns."""
+    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=False)
+    own = batches[distributed.rank() :: distributed.world()]
+    return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, own, training=False)
+
+
 def _loader(
-    run: Run, videos: Manifest, plan: ClipPlan, crop: dict, clip: ClipOptions, size: int, *, training: bool
+    run: Run,
+    videos: Manifest,
+    plan: ClipPlan,
+    crop: dict,
+    clip: ClipOptions,
+    size: int | Sequence[Sequence[int]],
+    *,
+    training: bool,
 ) -> ClipLoader:
     options = data_options(run)
     dataset = ClipDataset(
@@ -249,6 +265,12 @@ def _loader(
     )
 
 
+def precision(run: Run) -> torch.autocast:
+    """In which networks answer as the run's precision says."""
+    chosen = run.config["precision"]
+    return torch.autocast(run.device.type, HALF.get(chosen), enabled=chosen in HALF)
+
+
 def features(
     run: Run,
     network: Callable[[Tensor], Tensor],
@@ -265,7 +287,7 @@ def features(
     def answer(batch: Tensor) -> Tensor:
         return network(normalize(batch.float().div(255)))
 
-    with torch.autocast(run.device.type, HALF.get(run.config["precision"]), enabled=run.config["precision"] in HALF):
+    with precision(run):
         return per_video(answer, run.log.track(loader.epoch(0), len(loader), f"features of {split}"), run.device)
 
 

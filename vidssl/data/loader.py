@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +70,21 @@ class Order:
         return torch.randperm(self.count, generator=generator).tolist()
 
 
+class Told:
+    """Batches of (epoch, index) as somebody chose them, in place of an Order."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]):
+        self.batches = batches
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches[self.skip :]:
+            yield [(self.epoch, index) for index in batch]
+
+
 @contextmanager
 def _as_many_workers_as_asked() -> Iterator[None]:
     """torch warns where there are more workers than processors; their number is the user's choice."""
@@ -81,13 +96,14 @@ def _as_many_workers_as_asked() -> Iterator[None]:
 class ClipLoader:
     """Loads batches with worker processes; says how many videos could not be read and which.
 
-    batch_size: of this rank. most_damaged: share of the videos that may turn out damaged before the run is stopped.
+    batch_size: of this rank; or the indices in each of its batches. most_damaged: share of the videos that may turn out
+    damaged before a run is stopped.
     """
 
     def __init__(
         self,
         dataset: ClipDataset,
-        batch_size: int,
+        batch_size: int | Sequence[Sequence[int]],
         *,
         training: bool,
         workers: int,
@@ -99,7 +115,12 @@ class ClipLoader:
         world: int = 1,
     ):
         self.dataset, self.most_damaged, self.report = dataset, most_damaged, report
-        self.order = Order(len(dataset), batch_size, seed=dataset.seed, training=training, rank=rank, world=world)
+        if isinstance(batch_size, int):
+            self.order: Order | Told = Order(
+                len(dataset), batch_size, seed=dataset.seed, training=training, rank=rank, world=world
+            )
+        else:
+            self.order = Told(batch_size)
         self.damaged: dict[int, str] = {}
         with _as_many_workers_as_asked():
             self.loader = DataLoader(

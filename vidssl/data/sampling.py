@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vidssl.clips import ClipPlan
@@ -20,6 +22,17 @@ def window_starts(plan: ClipPlan, places: int, generator: np.random.Generator) -
     if plan.placement == "uniform":
         return np.arange(plan.windows) * (places - 1) // max(1, plan.windows - 1)
     return generator.choice(places, plan.windows, replace=places < plan.windows)
+
+
+def partners(labels: Sequence[int], seed: int) -> np.ndarray:
+    """For each place of a list a random other one, of another label where there is one. int64 [N]."""
+    generator, label = np.random.default_rng(seed), np.asarray(labels)
+    others = {each: np.flatnonzero(label != each) for each in np.unique(label)}
+    chosen = np.empty(len(label), np.int64)
+    for place, each in enumerate(label):
+        allowed = others[each] if len(others[each]) else np.delete(np.arange(len(label)), place)
+        chosen[place] = generator.choice(allowed)
+    return chosen
 
 
 def frame_numbers(

@@ -3,7 +3,7 @@
 A video is a pure function of a few whole numbers. Foreground and background come from separate random streams, so that
 any foreground can be rendered on any background; that is what makes the swapped and counterfactual test splits.
 Splits: train, test, test_swap (the foregrounds of test on fresh backgrounds), test_cf (another class's fresh foreground
-on the backgrounds of test).
+on the backgrounds of test), test_mask (where the foregrounds of test are: white on black).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vidssl.data.sources import SOURCES
 from vidssl.registry import Count, Share, Whole
 
 SIDE = 64  # pixels
-SPLITS = ("train", "test", "test_swap", "test_cf")
+SPLITS = ("train", "test", "test_swap", "test_cf")  # with seeds of their own
+EXTRA_SPLITS = ("test_swap", "test_cf", "test_mask")
 FOREGROUND, BACKGROUND, CHOICE, NOISE = range(4)  # random streams
 
 
@@ -36,9 +37,12 @@ class Recipe(NamedTuple):
     motion: int  # the class
     background: int
     family: int = 0  # scenes: statistics of the background
+    is_mask: bool = False  # white where the foreground is, black elsewhere
 
     @property
     def name(self) -> str:
+        if self.is_mask:
+            return f"{self.kind}-1/f{self.foreground}_m{self.motion}_mask.mp4"
         family = f"_s{self.family}" if self.kind == "scenes" else ""
         return f"{self.kind}-1/f{self.foreground}_m{self.motion}_b{self.background}{family}.mp4"
 
@@ -47,6 +51,10 @@ class Recipe(NamedTuple):
 def synthetic(split: str, *, root: str, train_videos: Count, test_videos: Count, data_seed: Whole) -> Listing:
     """Gray rings that look alike in every video and move in one of eight directions, the class, over a static
     background of each video's own. 64 x 64, 20 frames."""
+    if split == "test_mask":
+        return _masks(
+            synthetic("test", root=root, train_videos=train_videos, test_videos=test_videos, data_seed=data_seed)
+        )
     rng = _stream(CHOICE, data_seed, SPLITS.index(split))
     recipes = []
     for i in range(train_videos if split == "train" else test_videos):
@@ -68,6 +76,9 @@ def synthetic_scenes(
 ) -> Listing:
     """Colored shapes with one of six motions that survive a mirror, the class, over a static background whose family
     equals the class with probability scene_bias. 64 x 64, 16 frames."""
+    if split == "test_mask":
+        sizes = {"train_videos": train_videos, "test_videos": test_videos}
+        return _masks(synthetic_scenes("test", root=root, **sizes, scene_bias=scene_bias, data_seed=data_seed))
     rng = _stream(CHOICE, data_seed, 10 + SPLITS.index(split))
     bias = _stream(CHOICE, data_seed, 10 + SPLITS.index("test" if split == "test_cf" else split))
     recipes = []
@@ -84,6 +95,11 @@ def synthetic_scenes(
 
 
 MOTIONS = ("slide", "rise", "fall", "climb", "dive", "pulse")
+
+
+def _masks(listing: Listing) -> Listing:
+    recipes = [recipe._replace(is_mask=True) for recipe in listing.recipes]
+    return _listing(str(listing.root), recipes, listing.classes)
 
 
 def _listing(root: str, recipes: Sequence[Recipe], classes: Sequence[str]) -> Listing:
@@ -159,9 +175,16 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:
 
 def render(recipe: Recipe) -> np.ndarray:
     """float [T, 64, 64, 3] in [0, 1]."""
-    if recipe.kind == "rings":
-        return render_rings(recipe.foreground, recipe.motion, clouds(recipe.background))
-    return render_shapes(recipe.foreground, recipe.motion, texture(recipe.background, recipe.family))
+    if recipe.is_mask:  # the share of a pixel that shows what is behind is what differs between white and black behind
+        black, white = (_render_before(recipe, np.full((SIDE, SIDE, 3), gray)) for gray in (0.0, 1.0))
+        return (1 - (white - black)).clip(0, 1)
+    scenes = recipe.kind == "scenes"
+    return _render_before(recipe, texture(recipe.background, recipe.family) if scenes else clouds(recipe.background))
+
+
+def _render_before(recipe: Recipe, background: np.ndarray) -> np.ndarray:
+    draw = render_shapes if recipe.kind == "scenes" else render_rings
+    return draw(recipe.foreground, recipe.motion, background)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,8 +26,12 @@ def per_video(answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], devi
         indices.append(batch.index)
         if distributed.asked_here():
             break  # ranks have different numbers of batches: they agree behind the last
+    return of_all_ranks({"value": values, "label": labels, "index": indices})
+
+
+def of_all_ranks(own: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """What every rank found, a row a video, in the order of `index`. Raises Stopped if a signal came meanwhile."""
     distributed.stop_if_asked()
-    own = {"value": values, "label": labels, "index": indices}
     found = {name: torch.cat(distributed.gather_lists(parts)) for name, parts in own.items()}
     order = found["index"].argsort()
     return {name: part[order] for name, part in found.items()}

@@ -61,8 +61,13 @@ def knn(queries: Tensor, gallery: Tensor, gallery_label: Tensor, classes: int, *
 def motion_preference(original: Tensor, same_motion: Tensor, same_background: Tensor) -> float:
     """Of videos, the percentage that lie nearer to the same motion on another background than to another motion on
     the same background. All [N, D]; cosine. 0: only the background counts; 100: only the motion."""
+    return prefers_motion(original, same_motion, same_background).mean().item()
+
+
+def prefers_motion(original: Tensor, same_motion: Tensor, same_background: Tensor) -> Tensor:
+    """The same of each video, 100.0 or 0.0. -> float64 [N]."""
     prefers = F.cosine_similarity(original, same_motion) > F.cosine_similarity(original, same_background)
-    return 100 * prefers.double().mean().item()
+    return 100 * prefers.double()
 
 
 def interval(values: Tensor, *, seed: int, resamples: int = 2000, share: float = 0.95) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
-from vidssl.clips import Batch
+from vidssl.clips import Batch, ClipPlan, View
 from vidssl.data.loader import Order
 from vidssl.engine.checkpoint import load_weights, save_state
 from vidssl.evaluation.classifier import Classifier, Probe, pooled, restored
@@ -61,11 +61,15 @@ def figures(scores: Callable[[str], dict[str, Tensor]], has_swap: bool) -> dict[
 @TASKS.register("finetune")
 @dataclass(frozen=True)
 class Finetune(TrainOptions, Scoring, Task):
-    """All layers are trained."""
+    """All layers are trained.
+
+    frames=still: on clips of one repeated frame, which show no motion.
+    """
 
     augmentation: Augmentation
     dropout: Share
     validate_every: Whole
+    frames: Literal["stride", "still"]
 
     splits = ("train", "test")
     labelled = True
@@ -161,7 +165,8 @@ def train_classifier(
     classes = len(build.listing(run, "train").classes)
     color = build.color(run, options.augmentation)
     classifier = Classifier(backbone, color, classes, dropout=dropout, frozen=frozen, unit=unit)
-    loader = build.training_loader(run, classifier.plan, options.augmentation.crop, options, options.batch_size)
+    plan = ClipPlan(windows=1, views=(View(0, options.frames if isinstance(options, Finetune) else "stride"),))
+    loader = build.training_loader(run, plan, options.augmentation.crop, options, options.batch_size)
     trainer = build.trainer(run, task, classifier, options, file=run.state_file(task))
 
     found: dict[int, dict[str, float]] = {}  # step -> figures
