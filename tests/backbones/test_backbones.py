@@ -11,7 +11,7 @@ from torch import nn
 from tests.conftest import fill, golden, normal
 from vidssl.backbones.blocks import BACKBONES
 
-OPTIONS = {"tiny": {"width": 16}}
+OPTIONS = {"tiny": {"width": 16}, "tiny_r3d": {"width": 8}}
 
 
 def backbone(name: str) -> nn.Module:

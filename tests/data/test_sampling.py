@@ -14,6 +14,7 @@ from vidssl.data.sampling import (
     item_generator,
     last_start,
     moved_away,
+    partners,
     restarted,
     window_starts,
 )
@@ -111,3 +112,14 @@ def test_released_placement_reaches_all_its_starts_and_no_others() -> None:
     short = frame_numbers(plan, 20, 16, 4, item_generator(0, 0, 0))
     assert short[0].tolist() == [0, 4, 8, 12, 16] * 3 + [0]
     assert short.max() < 19, "the last frame is never read"
+
+
+def test_partners_have_another_label_where_there_is_one() -> None:
+    labels = [0] * 30 + [1] * 20 + [2]
+    found = partners(labels, seed=3)
+    assert all(labels[other] != label for other, label in zip(found, labels, strict=True))
+    assert found.tolist() == partners(labels, seed=3).tolist()
+    assert found.tolist() != partners(labels, seed=4).tolist()
+    assert len(set(found.tolist())) > 20
+    alone = partners([-1] * 12, seed=0)
+    assert all(other != place for place, other in enumerate(alone))

@@ -52,6 +52,24 @@ def test_a_video_is_a_function_of_its_numbers_and_only_its_foreground_moves(kind
     assert same_foreground.any(axis=(1, 2)).all(), "the foreground covers the same pixels in both"
 
 
+@pytest.mark.parametrize("kind", ["rings", "scenes"])
+def test_masks_tell_exactly_which_pixels_hide_the_background(kind: str) -> None:
+    test, masks = listing(kind, "test").recipes[3], listing(kind, "test_mask").recipes[3]
+    assert masks == test._replace(is_mask=True)
+    assert masks.name != test.name
+    mask = render(masks)
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    first, second = render(test), render(test._replace(background=77, family=1))
+    hidden = mask.mean(axis=-1) > 0.97
+    assert 0.05 < hidden.mean() < 0.6
+    np.testing.assert_allclose(first[hidden], second[hidden], atol=0.04)
+    shown = mask.mean(axis=-1) < 0.03
+    assert np.abs(first[shown] - second[shown]).mean() > 0.05
+    still = np.where(shown.all(axis=0)[None, ..., None], first, 0)
+    assert np.abs(np.diff(still, axis=0)).max() < 0.1
+
+
 def test_classes_move_where_their_names_say() -> None:
     """Phase correlation of neighbouring frames on a plain background finds the mean motion."""
     for label, (dx, dy) in enumerate([(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1)]):

@@ -25,18 +25,11 @@ SCORED = tuple(name for name in CHANGES if name not in ("before_own", "other_mot
 def likeness(features: Tensor, changed: Tensor, other: Tensor) -> Tensor:
     """How much of a video's features a change leaves, [N]: 1 all, 0 no more than another video has of them.
 
-    features, changed, other [N, D]: of the videos, of the same changed, of others. Cosines, measured from the mean cosine
-    of different videos, so that networks whose features all lie close together compare with others.
+    features, changed, other [N, D]: of the videos, of the same changed, of others. Cosines, measured from the mean
+    cosine of different videos, so that networks whose features all lie close together compare with others.
     """
     apart = F.cosine_similarity(features, other).mean()
     return (F.cosine_similarity(features, changed) - apart) / (1 - apart).clamp(min=1e-6)
-
-
-def follows(low: float, high: float) -> str:
-    """What a preference for the motion with this confidence interval says, in a word."""
-    if low > 50:
-        return "motion"
-    return "background" if high < 50 else "undecided"
 
 
 def with_interval(name: str, values: Tensor, seed: int) -> dict[str, float]:

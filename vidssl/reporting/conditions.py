@@ -62,7 +62,16 @@ def table(figures: Figures) -> Sheet:
             rows.append([row.title, _between(figures, name), drop, "-" if left is None else f"{left:.2f}"])
     rows += [[row.title, _between(figures, row.change), "-", "-"] for row in PREFERENCES if row.change in figures]
     rows += [[name.replace("_", " "), _between(figures, name), "-", "-"] for name in OTHERS if name in figures]
+    rows.append(["follows the", follows(figures), "-", "-"])
     return Sheet("background or motion?", ["", "%", "change", "likeness"], rows)
+
+
+def follows(figures: Figures) -> str:
+    """What the preference says whose confidence interval stays on one side of 50: the rendered one, where there is one."""
+    name = next(row.change for row in PREFERENCES if row.change in figures)
+    if figures[f"{name}_low"] > 50:
+        return "motion"
+    return "background" if figures[f"{name}_high"] < 50 else "undecided"
 
 
 def _between(figures: Figures, name: str) -> str:
