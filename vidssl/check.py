@@ -213,6 +213,11 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "
                     "put them in class folders, or choose task=pretrain"
                 )
+            if split == "test" and task.needs_rendered and not listing.recipes:
+                problems.append(
+                    f"{key}.mask=exact: only rendered videos have exact masks, dataset={config['dataset']['name']} has "
+                    "not; allowed: auto, fame, seed, grid, gauss"
+                )
             batch = getattr(task, "batch_size", 1)
             if split == "train" and hasattr(task, "epochs") and len(listing.videos) < batch:
                 problems.append(f"{key}.batch_size={batch}: the training split has only {len(listing.videos)} videos")

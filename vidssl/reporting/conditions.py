@@ -67,7 +67,7 @@ def table(figures: Figures) -> Sheet:
 
 
 def follows(figures: Figures) -> str:
-    """What the preference says whose confidence interval stays on one side of 50: the rendered one, where there is one."""
+    """What the preference says whose confidence interval stays on one side of 50; the rendered one, if there is."""
     name = next(row.change for row in PREFERENCES if row.change in figures)
     if figures[f"{name}_low"] > 50:
         return "motion"

@@ -17,6 +17,7 @@ class Task:
     splits: ClassVar[tuple[str, ...]] = ()  # of the data set that it reads
     labelled: ClassVar[bool] = False  # whether it needs classes
     starts_from: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"
+    needs_rendered: ClassVar[bool] = False  # videos of which foreground and background are known
     trains_backbone: ClassVar[bool] = False
     leaves: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"  # for the next task of the chain
 

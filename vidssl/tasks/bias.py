@@ -44,7 +44,14 @@ class Bias(ClipOptions, Task):
     beta: Annotated[float, Within("(0, 1)")]
 
     splits = ("train", "test")
-    starts_from = "backbone"
+
+    @property
+    def starts_from(self) -> str:
+        return "classifier" if self.classifier == "checkpoint" else "backbone"
+
+    @property
+    def needs_rendered(self) -> bool:
+        return self.mask == "exact"
 
     def __call__(self, run: Run) -> dict[str, float]:
         backbone = build.backbone(run).to(run.device).eval()
