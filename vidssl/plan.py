@@ -22,11 +22,13 @@ from vidssl.clips import Batch
 from vidssl.cluster import LAUNCHERS
 from vidssl.data.manifest import Listing
 from vidssl.engine.optim import OPTIMIZERS
+from vidssl.evaluation.bias import CHANGES
 from vidssl.evaluation.classifier import Classifier
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS, Queue, Twin
 from vidssl.registry import read_options
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.bias import Bias
 from vidssl.tasks.classify import Finetune, Linear
 from vidssl.tasks.export import Export
 from vidssl.tasks.pretrain import Pretrain
@@ -128,6 +130,8 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
             return Part([name], files={"backbone.safetensors": size, "backbone.pt2": size})
         case Report():
             return Part([f"{name}: report.md, report.csv and report.html in {task.runs}"])
+        case Bias():
+            return _changed(config, task, data)
     if not isinstance(getattr(task, "clips", None), int):
         return Part([name])
     splits = [*(split for split in task.splits if split != "test"), *data.scored_by(task)]
@@ -281,6 +285,19 @@ def _scoring(config: dict[str, Any], task: Any, data: Data, splits: list[str], t
     flops = videos * task.clips * clip_flops(_backbone(config), task.clip_frames, task.crop_size)
     seen = f"{some(videos, 'video')} x {_clips(task, task.clips)}"
     return f"{' + '.join(splits)}{f', {times} times' if times > 1 else ''}: {seen}, {operations(flops)}", flops
+
+
+def _changed(config: dict[str, Any], task: Bias, data: Data) -> Part:
+    """Test videos once for each change, rendered ones where the data set has them."""
+    line, flops = _scoring(config, task, data, ["test"], len(CHANGES))
+    part = Part([f"bias: {line}"], flops)
+    for splits in ([["test_swap", "test_cf"]] if data.listing("test").recipes else []) + [["train"]]:
+        line, flops = _scoring(config, task, data, splits)
+        part.flops += flops
+        part.lines.append(f"  {line}" + (", if the checkpoint has no classifier" if splits == ["train"] else ""))
+    if task.needs_rendered or data.listing("test").recipes:
+        data.listing("test_mask")  # is rendered, too
+    return part
 
 
 # ---------------------------------------------------------------------------------------------------------------------
