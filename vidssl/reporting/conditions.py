@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -145,7 +146,8 @@ def figure(settings: Sequence[tuple[str, list[Figures]]]) -> str:
     scored = any("top1" in each for each in every)
     lows = [each[f"{row.change}_likeness"] for row in rows for each in every if f"{row.change}_likeness" in each]
     panels = [("accuracy, %", _top1, (0.0, 100.0))] if scored else []
-    panels.append(("likeness of the features", lambda row: f"{row.change}_likeness", (min([0.0, *lows]), 1.0)))
+    lowest = min(0.0, math.floor(2 * min(lows)) / 2)  # in whole halves
+    panels.append(("likeness of the features", lambda row: f"{row.change}_likeness", (lowest, 1.0)))
     for place, (title, name_of, ends) in enumerate(panels):
         left = LEFT + place * (PANEL + GAP)
         parts += _frame(left, 24, bottom, title, ends)
@@ -161,7 +163,8 @@ def figure(settings: Sequence[tuple[str, list[Figures]]]) -> str:
             text((LEFT - 12, y + 4), row.title.replace(", ", " ").replace("motion preference", "preference"), "end", 13)
         )
         parts += _marks(settings, row.change, LEFT, y, (0.0, 100.0), wide=True)
-    return picture(LEFT + 2 * PANEL + GAP + 20, end + 24, parts, "background or motion?")
+    whole = tag("g", "".join(parts), font_family="system-ui, sans-serif")
+    return picture(LEFT + 2 * PANEL + GAP + 20, end + 24, [whole], "background or motion?")
 
 
 def _frame(
@@ -169,10 +172,12 @@ def _frame(
 ) -> list[str]:
     width = 2 * PANEL + GAP if wide else PANEL
     parts = [text((left + width / 2, top - 8), title, "middle", 12)]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        value, x = ends[0] + share * (ends[1] - ends[0]), left + width * share
-        parts.append(rule((x, top), (x, bottom), "#ccc" if share == 0.5 and wide else "#e6e6e6"))
-        parts.append(text((x, bottom + 15), f"{value:.3g}" if abs(value) < 1.5 else f"{value:.0f}", "middle", 11))
+    step = 25.0 if ends[1] > 1 else 0.25 if ends[0] == 0 else 0.5
+    for i in range(round((ends[1] - ends[0]) / step) + 1):
+        value = ends[0] + i * step
+        x = left + width * i * step / (ends[1] - ends[0])
+        parts.append(rule((x, top), (x, bottom), "#bbb" if value in (0, 50) else "#e6e6e6"))
+        parts.append(text((x, bottom + 15), f"{value:g}", "middle", 11))
     return parts
 
 

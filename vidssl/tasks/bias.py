@@ -27,6 +27,8 @@ from vidssl.reporting.conditions import figure, legend, table
 from vidssl.reporting.tables import markdown
 from vidssl.tasks import TASKS, Task
 
+SVG = "http://www.w3.org/2000/svg"  # a file of its own has to name it
+
 Read = Callable[[Tensor], Tensor]  # map [B, C, t, h, w] -> scores [B, classes]
 
 
@@ -209,6 +211,6 @@ class Bias(ClipOptions, Task):
             run.log.say(f"  {title or sheet.title:30}{cells[0]:>24}{cells[1]:>10}{cells[2]:>11}")
         for name, content in (
             ("bias.md", markdown([sheet], legend(figures), "")),
-            ("bias.svg", figure([("", [figures])])),
+            ("bias.svg", figure([("", [figures])]).replace("<svg ", f'<svg xmlns="{SVG}" ', 1)),
         ):
             write_atomically(run.output / name, lambda file, content=content: file.write_text(content))
