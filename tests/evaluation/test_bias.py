@@ -49,6 +49,10 @@ def test_the_two_ends_are_read_as_what_they_are() -> None:
     motion, background = measured(1.0), measured(0.0)
     assert motion["masked_motion_preference"] == 100.0
     assert background["masked_motion_preference"] == 0.0
+    assert motion["same_motion_likeness"] == pytest.approx(1.0, abs=1e-4)
+    assert motion["same_background_likeness"] == pytest.approx(0.0, abs=0.05)
+    assert background["same_motion_likeness"] == pytest.approx(0.0, abs=0.05)
+    assert background["same_background_likeness"] == pytest.approx(1.0, abs=1e-4)
     assert motion["other_background_likeness"] == pytest.approx(1.0, abs=1e-4)
     assert background["other_background_likeness"] == pytest.approx(0.0, abs=0.05)
     assert background["frozen_likeness"] == pytest.approx(1.0, abs=1e-4)

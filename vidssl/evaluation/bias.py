@@ -65,6 +65,9 @@ def figures_of(found: dict[str, Tensor], other: Tensor, *, seed: int) -> dict[st
     for name in SCORED[1:]:
         left = likeness(features["original"], features[name], features["original"][other])
         result[_named(name, "likeness")] = left.mean().item()
+    for name, pair in (("same_motion", "other_background"), ("same_background", "other_motion")):
+        left = likeness(features["before_own"], features[pair], features["before_own"][other])
+        result[f"{name}_likeness"] = left.mean().item()
     return result
 
 

@@ -29,6 +29,10 @@ ROWS = (
     Row("reversed", "reversed", "played backwards"),
     Row("shuffled", "shuffled", "frames in random order"),
 )
+PAIRS = (
+    Row("same_motion", "pair: same motion, other background", "two videos put together by masks, with one foreground"),
+    Row("same_background", "pair: same background, other motion", "the same, with one background"),
+)
 PREFERENCES = (
     Row(
         "motion_preference",
@@ -61,6 +65,7 @@ def table(figures: Figures) -> Sheet:
         if name in figures or left is not None:
             drop = f"{figures[name] - figures['top1']:+.1f}" if name in figures and row.change else "-"
             rows.append([row.title, _between(figures, name), drop, "-" if left is None else f"{left:.2f}"])
+    rows += [[row.title, "-", "-", f"{figures[f'{row.change}_likeness']:.2f}"] for row in PAIRS]
     rows += [[row.title, _between(figures, row.change), "-", "-"] for row in PREFERENCES if row.change in figures]
     rows += [[name.replace("_", " "), _between(figures, name), "-", "-"] for name in OTHERS if name in figures]
     rows.append(["follows the", follows(figures), "-", "-"])
@@ -85,7 +90,7 @@ def _between(figures: Figures, name: str) -> str:
 def legend(figures: Figures) -> list[str]:
     """What the rows of the table mean."""
     told = [f"{row.title}: {row.meaning}" for row in ROWS if row.change and _measured(row, figures)]
-    told += [f"{row.title}: {row.meaning}" for row in PREFERENCES if row.change in figures]
+    told += [f"{row.title}: {row.meaning}" for row in (*PAIRS, *PREFERENCES) if row.change in figures or row in PAIRS]
     told += [f"{name.replace('_', ' ')}: {meaning}" for name, meaning in OTHERS.items() if name in figures]
     told.append("%: accuracy (top-1) or share, in parentheses the 95 % confidence interval over the test videos")
     told.append("likeness: what the change leaves of the features; 1 all, 0 no more than another video has of them")

@@ -208,7 +208,7 @@ class Bias(ClipOptions, Task):
         """The table and the figure: on the console, in bias.md and bias.svg."""
         sheet = table(figures)
         for title, *cells in [sheet.head, *sheet.rows]:
-            run.log.say(f"  {title or sheet.title:30}{cells[0]:>24}{cells[1]:>10}{cells[2]:>11}")
+            run.log.say(f"  {title or sheet.title:37}{cells[0]:>24}{cells[1]:>10}{cells[2]:>11}")
         for name, content in (
             ("bias.md", markdown([sheet], legend(figures), "")),
             ("bias.svg", figure([("", [figures])]).replace("<svg ", f'<svg xmlns="{SVG}" ', 1)),
