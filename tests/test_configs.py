@@ -36,7 +36,7 @@ def problems_without_data(config: dict) -> list[str]:
 
 CHOICES = [
     (group, name)
-    for group in ("method", "backbone", "dataset", "task", "trainer", "launcher", "recipe", "experiment")
+    for group in ("method", "backbone", "dataset", "task", "trainer", "launcher", "recipe", "protocol", "experiment")
     for name in options(group)
 ]
 
@@ -57,6 +57,25 @@ def test_every_task_goes_with_every_data_set(dataset: str, task: str) -> None:
     config = composed(f"dataset={dataset}", f"task={task}")
     assert task_names(config) == [task]
     assert problems_without_data(config) == []
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "ucf101"])
+@pytest.mark.parametrize("protocol", options("protocol"))
+def test_every_protocol_goes_with_every_recipe(protocol: str, dataset: str) -> None:
+    tasks = "task=[finetune,linear,knn,retrieve,test,extract]"
+    config = composed(f"protocol={protocol}", tasks, f"dataset={dataset}", f"dataset.root={HOME}")
+    assert config["protocol"] == protocol
+    assert problems_without_data(config) == []
+
+
+def test_what_is_typed_wins_over_a_protocol() -> None:
+    config = composed(
+        "protocol=fame", "task=[linear,finetune]", "linear.epochs=3", "augmentation@linear.augmentation=eval",
+        "optimizer@finetune.optimizer=adamw",
+    )  # fmt: skip
+    assert (config["linear"]["epochs"], config["linear"]["optimizer"]["lr"]) == (3, 30.0)
+    assert config["linear"]["augmentation"]["crop"]["name"] == "center"
+    assert config["finetune"]["optimizer"]["name"] == "adamw"
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "augmentation"])

@@ -29,6 +29,7 @@ from vidssl.registry import read_options
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.classify import Finetune, Linear
 from vidssl.tasks.export import Export
+from vidssl.tasks.extract import Extract
 from vidssl.tasks.pretrain import Pretrain
 from vidssl.tasks.report import Report
 from vidssl.tasks.retrieve import Retrieve
@@ -126,6 +127,8 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
         case Export():
             size = weights_bytes(_backbone(config))
             return Part([name], files={"backbone.safetensors": size, "backbone.pt2": size})
+        case Extract():
+            return _extracting(config, name, task, data)
         case Report():
             return Part([f"{name}: report.md, report.csv and report.html in {task.runs}"])
     if not isinstance(getattr(task, "clips", None), int):
@@ -133,6 +136,13 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
     splits = [*(split for split in task.splits if split != "test"), *data.scored_by(task)]
     line, flops = _scoring(config, task, data, splits)
     return Part([f"{name}: {line}"], flops)
+
+
+def _extracting(config: dict[str, Any], name: str, task: Extract, data: Data) -> Part:
+    line, flops = _scoring(config, task, data, list(task.splits))
+    width = _backbone(config).out_channels * (task.clips if task.per == "clip" else 1)
+    files = {f"features-{split}.safetensors": data.count([split]) * (4 * width + 16) for split in task.splits}
+    return Part([f"{name}: {line}"], flops, files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,7 +221,11 @@ def _training_on_features(config: dict[str, Any], name: str, task: Linear, data:
     learner = trained(config, task, data)
     memory = _memory(learner, optimizer_state(learner, task.optimizer))
     files = _files(config, name, state_bytes(learner, Sizes(0, 0)), None, has_best=False)
-    return Part([f"{name}: {_told(task, videos, steps)}", f"  on features: {line}", *memory], flops, files)
+    told = [f"{name}: {_told(task, videos, steps)}", f"  on features: {line}"]
+    if task.rates is not None:
+        tried = ", ".join(f"{rate:g}" for rate in sorted(task.rates))
+        told.append(f"  rates tried at once, {task.held_out:.0%} of the videos held out: {tried}; then the best on all")
+    return Part([*told, *memory], flops, files)
 
 
 def _told(task: Trains, videos: int, steps: Steps) -> str:

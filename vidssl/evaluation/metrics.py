@@ -68,8 +68,12 @@ def recall(
 
     queries [N, D], gallery [M, D]. centered: each set's own mean is taken away first. Cosine similarity.
     """
-    found = found_by(queries, query_label, gallery, gallery_label, centered=centered)
-    return {f"R@{k}": found[k].mean().item() for k in RANKS}
+    return recalls(found_by(queries, query_label, gallery, gallery_label, centered=centered))
+
+
+def recalls(found: dict[int, Tensor]) -> dict[str, float]:
+    """The figures of what `found_by` tells of each query."""
+    return {f"R@{k}": each.mean().item() for k, each in found.items()}
 
 
 def found_by(

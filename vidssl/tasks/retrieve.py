@@ -9,7 +9,7 @@ from torch import Tensor
 from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
-from vidssl.evaluation.metrics import found_by, interval, knn, motion_preference, recall
+from vidssl.evaluation.metrics import found_by, interval, knn, motion_preference, recalls
 from vidssl.registry import Count, Positive
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.scores import scored
@@ -59,16 +59,16 @@ class Retrieve(Neighbours):
         extract = self.extractor(run, unit=self.unit_clips)
         gallery, queries = extract("train"), extract("test")
         sets = queries["value"], queries["label"], gallery["value"], gallery["label"]
-        both = {centered: recall(*sets, centered=centered) for centered in (True, False)}
-        low, high = interval(found_by(*sets, centered=self.centered)[1], seed=run.seed)
-        found = both[self.centered] | {"R@1_low": low, "R@1_high": high}
+        each = {centered: found_by(*sets, centered=centered) for centered in (True, False)}
+        low, high = interval(each[self.centered][1], seed=run.seed)
+        found = recalls(each[self.centered]) | {"R@1_low": low, "R@1_high": high}
         if build.has_split(run, "test_cf"):
             same_motion, same_background = extract("test_swap"), extract("test_cf")
             found["motion_preference"] = motion_preference(
                 queries["value"], same_motion["value"], same_background["value"]
             )
         other = "uncentered" if self.centered else "centered"
-        return found | {f"{other}_{name}": value for name, value in both[not self.centered].items()}
+        return found | {f"{other}_{name}": value for name, value in recalls(each[not self.centered]).items()}
 
 
 @TASKS.register("knn")
