@@ -73,16 +73,16 @@ def recall(
 
 def recalls(found: dict[int, Tensor]) -> dict[str, float]:
     """The figures of what `found_by` tells of each query."""
-    return {f"R@{k}": each.mean().item() for k, each in found.items()}
+    return {f"R@{k}": 100 * each.mean().item() for k, each in found.items()}
 
 
 def found_by(
     queries: Tensor, query_label: Tensor, gallery: Tensor, gallery_label: Tensor, *, centered: bool
 ) -> dict[int, Tensor]:
-    """k -> of each query 100 if a video of its class is among its k nearest, else 0: float64 [N]."""
+    """k -> of each query 1 if a video of its class is among its k nearest, else 0: float64 [N]."""
     near = nearest(queries, gallery, max(RANKS), centered=centered)
     hit = gallery_label[near] == query_label[:, None]
-    return {k: 100.0 * hit[:, :k].any(dim=1).double() for k in RANKS}
+    return {k: hit[:, :k].any(dim=1).double() for k in RANKS}
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int, *, centered: bool) -> Tensor:

@@ -17,8 +17,8 @@ from vidssl.engine.checkpoint import load_weights, save_state
 from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled, restored
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
+from vidssl.scores import scored
 from vidssl.tasks import TASKS, Task
-from vidssl.tasks.scores import scored
 
 Part = Annotated[float, Within("(0, 1)")]
 

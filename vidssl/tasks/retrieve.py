@@ -11,8 +11,8 @@ from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
 from vidssl.evaluation.metrics import found_by, interval, knn, motion_preference, recalls
 from vidssl.registry import Count, Positive
+from vidssl.scores import scored
 from vidssl.tasks import TASKS, Task
-from vidssl.tasks.scores import scored
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Retrieve(Neighbours):
         gallery, queries = extract("train"), extract("test")
         sets = queries["value"], queries["label"], gallery["value"], gallery["label"]
         each = {centered: found_by(*sets, centered=centered) for centered in (True, False)}
-        low, high = interval(each[self.centered][1], seed=run.seed)
+        low, high = interval(100 * each[self.centered][1], seed=run.seed)
         found = recalls(each[self.centered]) | {"R@1_low": low, "R@1_high": high}
         if build.has_split(run, "test_cf"):
             same_motion, same_background = extract("test_swap"), extract("test_cf")
