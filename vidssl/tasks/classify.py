@@ -211,6 +211,8 @@ def train_classifier(
     backbone = build.backbone(run)
     classes = len(build.listing(run, "train").classes)
     color = build.color(run, options.augmentation)
+    if frozen:
+        torch.manual_seed(run.seed)  # the layer starts as it does on extracted features
     classifier = Classifier(backbone, color, classes, dropout=dropout, frozen=frozen, unit=unit)
     loader = build.training_loader(run, classifier.plan, options.augmentation.crop, options, options.batch_size)
     trainer = build.trainer(run, task, classifier, options, file=run.state_file(task))
