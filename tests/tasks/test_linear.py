@@ -66,14 +66,15 @@ def test_on_extracted_features_it_is_what_it_is_on_clips(normalize: str, small: 
 
 @pytest.mark.slow
 def test_on_extracted_features_it_is_ten_times_as_fast(small: list[str], tmp_path: Path) -> None:
-    words = [*small, *NO_CHANCE, "linear.normalize=unit", "linear.epochs=20", "dataset.train_videos=96"]
+    words = [*small, *NO_CHANCE, "linear.normalize=unit", "linear.epochs=20", "dataset.train_videos=160"]
+    words += ["linear.batch_size=32", "trainer.log_every=100"]
     prepared_words = [*words, "linear.epochs=1", "linear.max_steps=1"]
     probed(tmp_path / "render", *prepared_words)  # renders and scans
     seconds, figures = {}, {}
     for name, more in (("cached", ()), ("online", ONLINE)):
-        begun = time.perf_counter()
+        begun = time.process_time()  # other work on the machine does not count
         figures[name], _, _ = probed(tmp_path / name, *words, *more)
-        seconds[name] = time.perf_counter() - begun
+        seconds[name] = time.process_time() - begun
     assert figures["cached"] == pytest.approx(figures["online"], abs=1e-4)
     assert seconds["online"] > 10 * seconds["cached"], seconds
 
