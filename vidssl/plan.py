@@ -50,6 +50,7 @@ ELSEWHERE = ("A100", "H100")  # told where no GPU is visible
 ASSUMED_SHARE = 0.2  # of the peak
 # Bytes of a file besides its values: torch.save's for a tensor, for what else a state says, safetensors' for a tensor
 STATE_TENSOR, STATE_REST, WEIGHTS_TENSOR = 275, 5000, 80
+SCORES_HEADER = 200  # of safetensors with three tensors
 
 Trains = Pretrain | Finetune | Linear
 
@@ -114,7 +115,16 @@ class Data:
 
 def parts(config: dict[str, Any], data: Data) -> list[Part]:
     """Of every task, in their order."""
-    return [_part(config, name, data) for name in task_names(config)]
+    return [_part_with_scores(config, name, data) for name in task_names(config)]
+
+
+def _part_with_scores(config: dict[str, Any], name: str, data: Data) -> Part:
+    part = _part(config, name, data)
+    if name in ("finetune", "linear", "knn", "test"):
+        listing = data.listing("test")
+        of_video = 4 * len(listing.classes) + 16
+        part.files[f"{name}-scores.safetensors"] = len(listing.videos) * of_video + SCORES_HEADER
+    return part
 
 
 def _part(config: dict[str, Any], name: str, data: Data) -> Part:
@@ -141,7 +151,10 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
 def _extracting(config: dict[str, Any], name: str, task: Extract, data: Data) -> Part:
     line, flops = _scoring(config, task, data, list(task.splits))
     width = _backbone(config).out_channels * (task.clips if task.per == "clip" else 1)
-    files = {f"features-{split}.safetensors": data.count([split]) * (4 * width + 16) for split in task.splits}
+    files = {}
+    for split in task.splits:
+        paths = [len(video.path) + 6 for video in data.listing(split).videos]  # in quotes, which are escaped
+        files[f"features-{split}.safetensors"] = sum(paths) + len(paths) * (4 * width + 16)
     return Part([f"{name}: {line}"], flops, files)
 
 
