@@ -36,7 +36,7 @@ def problems_without_data(config: dict) -> list[str]:
 
 CHOICES = [
     (group, name)
-    for group in ("method", "backbone", "dataset", "task", "trainer", "launcher", "recipe", "experiment")
+    for group in ("method", "backbone", "dataset", "task", "trainer", "launcher", "recipe", "protocol", "experiment")
     for name in options(group)
 ]
 
@@ -48,7 +48,12 @@ def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
         words.append(f"dataset.root={HOME}")  # holds none of these data sets, which is said, but all else is checked
     if group == "backbone":
         words += ["clip_frames=16", "crop_size=64"]
-    assert problems_without_data(composed(*words)) == []
+    config = composed(*words)
+    assert problems_without_data(config) == []
+    if group == "experiment":
+        release = {"moco": "fame"}.get(name.split("_")[0], name.split("_")[0])
+        evaluates = {"finetune", "linear", "retrieve", "test"} & config.keys()
+        assert config["protocol"] == (release if evaluates else "ours")
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
@@ -57,6 +62,24 @@ def test_every_task_goes_with_every_data_set(dataset: str, task: str) -> None:
     config = composed(f"dataset={dataset}", f"task={task}")
     assert task_names(config) == [task]
     assert problems_without_data(config) == []
+
+
+@pytest.mark.parametrize("protocol", options("protocol"))
+def test_every_protocol_goes_with_every_task_that_evaluates(protocol: str) -> None:
+    tasks = "task=[finetune,linear,knn,retrieve,test,extract]"
+    config = composed(f"protocol={protocol}", tasks, "dataset=ucf101", f"dataset.root={HOME}")
+    assert config["protocol"] == protocol
+    assert problems_without_data(config) == []
+
+
+def test_what_is_typed_wins_over_a_protocol() -> None:
+    config = composed(
+        "protocol=fame", "task=[linear,finetune]", "linear.epochs=3", "augmentation@linear.augmentation=eval",
+        "optimizer@finetune.optimizer=adamw",
+    )  # fmt: skip
+    assert (config["linear"]["epochs"], config["linear"]["optimizer"]["lr"]) == (3, 30.0)
+    assert config["linear"]["augmentation"]["crop"]["name"] == "center"
+    assert config["finetune"]["optimizer"]["name"] == "adamw"
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "augmentation"])

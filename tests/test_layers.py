@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "engine": GROUND,
     "build": GROUND | WINGS,
+    "scores": {"engine", "evaluation", "build"},
     "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "reporting": {"records", "slurm"},
-    "tasks": GROUND | WINGS | {"build", "reporting"},
+    "tasks": GROUND | WINGS | {"build", "scores", "reporting"},
     "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},
     "command": {"registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
     | {"reporting.plan", "data.video"},

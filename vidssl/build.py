@@ -279,8 +279,13 @@ def features(
     augmentation: Augmentation,
     batch_size: int,
     split: str,
+    *,
+    average: bool = True,
 ) -> dict[str, Tensor]:
-    """The network's answers to each video's evenly spread clips, averaged: value [N, C], label, index int64 [N]."""
+    """The network's answers to each video's evenly spread clips, averaged: value [N, C], label, index int64 [N].
+
+    average=False: value [N, V, C], each clip's own.
+    """
     loader = evaluation_loader(run, clips, augmentation.crop, clip, batch_size, split=split)
     normalize = color(run, augmentation)
 
@@ -288,17 +293,27 @@ def features(
         return network(normalize(batch.float().div(255)))
 
     with precision(run):
-        return per_video(answer, run.log.track(loader.epoch(0), len(loader), f"features of {split}"), run.device)
+        batches = run.log.track(loader.epoch(0), len(loader), f"features of {split}")
+        return per_video(answer, batches, run.device, average=average)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 
-def trainer(run: Run, task: str, learner: Learner, options: TrainOptions, *, file: Path | None) -> Trainer:
+def trainer(
+    run: Run,
+    task: str,
+    learner: Learner,
+    options: TrainOptions,
+    *,
+    file: Path | None,
+    groups: list[dict[str, Any]] | None = None,
+) -> Trainer:
+    """groups: parameters with learning rates of their own, as torch's optimizers take them; None: all with one."""
     if run.config["compile"]:
         learner.backbone.compile()
-    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    parameters = groups or [parameter for parameter in learner.parameters() if parameter.requires_grad]
     return Trainer(
         learner,
         OPTIMIZERS.build(options.optimizer, parameters),

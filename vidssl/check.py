@@ -43,6 +43,7 @@ class RunOptions:
     frame_stride: Count
     crop_size: Count
     flip: Share
+    protocol: str
     method: Annotated[dict, METHODS]
     backbone: Annotated[dict, BACKBONES]
     dataset: Annotated[dict, SOURCES]
@@ -65,7 +66,16 @@ def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         section = build.read_weights(config["checkpoint"]).section
     except ConfigError:
         return config  # told by check
+    if section and section != config["backbone"] and config.get("protocol") != "ours" and _averages(config):
+        raise ConfigError(
+            f"protocol={config['protocol']}: how clips are averaged may depend on the backbone; the checkpoint has "
+            f"backbone={section['name']}, add that"
+        )
     return {key: section if key == "backbone" and section else value for key, value in config.items()}
+
+
+def _averages(config: dict[str, Any]) -> bool:
+    return any(isinstance(config[name], dict) and "average" in config[name] for name in task_names(config))
 
 
 Listings = dict[tuple[str, str], Listing]  # of a data set's section and a split
@@ -91,8 +101,9 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     if config["launcher"]["name"] == "local" and any(task.splits for task in tasks.values()):
         problems += slurm.idle_gpus(config)
     problems += _sizes(config, tasks)
-    problems += _data(config, tasks, {} if known is None else known)
-    problems += _checkpoint(config, tasks)
+    known = {} if known is None else known
+    problems += _data(config, tasks, known)
+    problems += _checkpoint(config, tasks, known)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
         problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
     return list(dict.fromkeys(problems))
@@ -202,12 +213,16 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
     problems = []
     for key, task in tasks.items():
         for split in task.splits:
-            place = (repr(config["dataset"]), split)
             try:
-                listing = known[place] = known.get(place) or build.read_listing(config["dataset"], split)
+                listing = _listing(config, split, known)
             except ConfigError as error:
                 problems += error.problems
                 continue
+            if not listing.videos:
+                problems.append(
+                    f"dataset.root={listing.root}: the {split} split of dataset={config['dataset']['name']} has no "
+                    f"videos, task={key} needs some"
+                )
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "
@@ -224,9 +239,20 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
     return problems
 
 
-def _checkpoint(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
+def _listing(config: dict[str, Any], split: str, known: Listings) -> Listing:
+    """Read once. Raises ConfigError where the data set does not have the split."""
+    place = (repr(config["dataset"]), split)
+    if place not in known:
+        name = config["dataset"]["name"]
+        if split not in ("train", "test") and not _listing(config, "test", known).recipes:
+            raise ConfigError(f"dataset={name}: has no {split} split; it has train and test")
+        known[place] = build.read_listing(config["dataset"], split)
+    return known[place]
+
+
+def _checkpoint(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> list[str]:
     """Whether each task finds what it starts from: the checkpoint, or what a task before it leaves."""
-    given, left = config["checkpoint"], "nothing"
+    given, left, told = config["checkpoint"], "nothing", None
     if given is not None:
         left = "classifier"
         if given != UNTRAINED:
@@ -240,7 +266,9 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
                 load_backbone(weights, BACKBONES.build(config["backbone"]))
             except ConfigError as error:
                 return [f"checkpoint={given}: {problem}" for problem in error.problems]
-            if not weights.classifier:
+            if weights.classifier:
+                told = len(weights.classifier.get("bias", ()))
+            else:
                 left = "backbone"
         else:
             left = "backbone"
@@ -253,6 +281,24 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             )
         elif task.starts_from == "classifier" and left != "classifier":
             problems.append(f"checkpoint={given}: task={key} needs a classifier, which finetune and linear leave")
+        elif task.starts_from == "classifier" and told is not None:
+            problems += _other_classes(config, key, task, told, known)
         if task.leaves != "nothing":
-            left = task.leaves
+            left, told = task.leaves, None
     return problems
+
+
+def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, known: Listings) -> list[str]:
+    """Whether the checkpoint's classifier tells as many classes as the data set has, for tasks that start from one."""
+    for split in task.splits:
+        try:
+            classes = len(_listing(config, split, known).classes)
+        except ConfigError:
+            continue  # said before
+        if classes not in (0, told):
+            return [
+                f"checkpoint={config['checkpoint']}: its classifier tells {told} classes, "
+                f"dataset={config['dataset']['name']} has {classes}; task={key} needs the data set it was trained on, "
+                "or train a classifier for this one first, with task=linear or finetune"
+            ]
+    return []

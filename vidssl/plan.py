@@ -31,6 +31,7 @@ from vidssl.tasks import TASKS, Task
 from vidssl.tasks.bias import Bias
 from vidssl.tasks.classify import Finetune, Linear
 from vidssl.tasks.export import Export
+from vidssl.tasks.extract import Extract
 from vidssl.tasks.pretrain import Pretrain
 from vidssl.tasks.report import Report
 from vidssl.tasks.retrieve import Retrieve
@@ -51,6 +52,7 @@ ELSEWHERE = ("A100", "H100")  # told where no GPU is visible
 ASSUMED_SHARE = 0.2  # of the peak
 # Bytes of a file besides its values: torch.save's for a tensor, for what else a state says, safetensors' for a tensor
 STATE_TENSOR, STATE_REST, WEIGHTS_TENSOR = 275, 5000, 80
+SCORES_HEADER = 200  # of safetensors with three tensors
 
 Trains = Pretrain | Finetune | Linear
 
@@ -115,7 +117,16 @@ class Data:
 
 def parts(config: dict[str, Any], data: Data) -> list[Part]:
     """Of every task, in their order."""
-    return [_part(config, name, data) for name in task_names(config)]
+    return [_part_with_scores(config, name, data) for name in task_names(config)]
+
+
+def _part_with_scores(config: dict[str, Any], name: str, data: Data) -> Part:
+    part = _part(config, name, data)
+    if name in ("finetune", "linear", "knn", "test"):
+        listing = data.listing("test")
+        of_video = 4 * len(listing.classes) + 16
+        part.files[f"{name}-scores.safetensors"] = len(listing.videos) * of_video + SCORES_HEADER
+    return part
 
 
 def _part(config: dict[str, Any], name: str, data: Data) -> Part:
@@ -128,6 +139,8 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
         case Export():
             size = weights_bytes(_backbone(config))
             return Part([name], files={"backbone.safetensors": size, "backbone.pt2": size})
+        case Extract():
+            return _extracting(config, name, task, data)
         case Report():
             return Part([f"{name}: report.md, report.csv and report.html in {task.runs}"])
         case Bias():
@@ -137,6 +150,16 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
     splits = [*(split for split in task.splits if split != "test"), *data.scored_by(task)]
     line, flops = _scoring(config, task, data, splits)
     return Part([f"{name}: {line}"], flops)
+
+
+def _extracting(config: dict[str, Any], name: str, task: Extract, data: Data) -> Part:
+    line, flops = _scoring(config, task, data, list(task.splits))
+    width = _backbone(config).out_channels * (task.clips if task.per == "clip" else 1)
+    files = {}
+    for split in task.splits:
+        paths = [len(video.path) + 6 for video in data.listing(split).videos]  # in quotes, which are escaped
+        files[f"features-{split}.safetensors"] = sum(paths) + len(paths) * (4 * width + 16)
+    return Part([f"{name}: {line}"], flops, files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +238,11 @@ def _training_on_features(config: dict[str, Any], name: str, task: Linear, data:
     learner = trained(config, task, data)
     memory = _memory(learner, optimizer_state(learner, task.optimizer))
     files = _files(config, name, state_bytes(learner, Sizes(0, 0)), None, has_best=False)
-    return Part([f"{name}: {_told(task, videos, steps)}", f"  on features: {line}", *memory], flops, files)
+    told = [f"{name}: {_told(task, videos, steps)}", f"  on features: {line}"]
+    if task.rates is not None:
+        tried = ", ".join(f"{rate:g}" for rate in sorted(task.rates))
+        told.append(f"  rates tried at once, {task.held_out:.0%} of the videos held out: {tried}; then the best on all")
+    return Part([*told, *memory], flops, files)
 
 
 def _told(task: Trains, videos: int, steps: Steps) -> str:

@@ -41,8 +41,8 @@ def test_golden_retrieval_of_be() -> None:
 def test_accuracy_counts_the_k_highest() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.1, 0.2], [0.3, 0.2, 0.5], [0.3, 0.2, 0.5]])
     label = torch.tensor([1, 2, 2, 0])
-    assert accuracy(scores, label, (1, 2)) == {"top1": 50.0, "top2": 100.0}
-    assert accuracy(scores, label) == {"top1": 50.0, "top5": 100.0}, "fewer classes than five"
+    assert accuracy(scores, label, (1, 2)) == {"top1": 50.0, "top2": 100.0, "class_top1": 50.0}
+    assert accuracy(scores, label) == {"top1": 50.0, "top5": 100.0, "class_top1": 50.0}, "fewer classes than five"
 
 
 def test_accuracy_of_random_scores_is_chance() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from vidssl.reporting.runs import Setting, Trial
-from vidssl.reporting.tables import by_run, differences, markdown, mean, not_done, summary, write_csv
+from vidssl.reporting.runs import Setting, Trial, by_folds
+from vidssl.reporting.tables import by_run, differences, markdown, mean, not_done, over_folds, summary, write_csv
 
 
 def trial(seed: int, top1: float | None = None, status: str = "done", **more) -> Trial:
@@ -67,3 +67,18 @@ def test_the_csv_has_a_row_for_missing_runs(tmp_path: Path) -> None:
     with (tmp_path / "report.csv").open() as file:
         rows = [(row["seed"], row["status"], row["linear.top1"]) for row in csv.DictReader(file)]
     assert rows == [("0", "done", "70.5"), ("1", "failed", ""), ("2", "done", "71.9"), ("3", "missing", "")]
+
+
+def test_folds_of_one_setting_are_averaged_whatever_their_seeds() -> None:
+    def setting(name: str, fold: int, *top1: float) -> Setting:
+        words = [f"backbone={name}", f"dataset.fold={fold}"]
+        runs = [
+            Trial(seed, "done", [*words, f"seed={seed}"], figures={"linear.top1": x}) for seed, x in enumerate(top1)
+        ]
+        return Setting(f"{words}", runs)
+
+    settings = [setting("i3d", 1, 50.0, 60.0), setting("i3d", 2, 58.0), setting("i3d", 3, 60.0), setting("c3d", 1, 9.0)]
+    settings += [setting("s3d", 1, 40.0), Setting("s3d 2", [Trial(0, "missing", ["backbone=s3d", "dataset.fold=2"])])]
+    sheet = over_folds(by_folds(settings))
+    assert sheet.rows == [["i3d", "1, 2, 3", "57.7 +- 2.5"], ["s3d", "1, 2", "40.0 (1 of 2)"]]
+    assert by_folds([WHOLE, BROKEN]) == []

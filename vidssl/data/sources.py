@@ -146,6 +146,8 @@ def listed(
     highest = max((label for part in rows.values() for _, label in part), default=-1)
     here = [(name, label) for name, label in rows[split] if (top / name).is_file()]
     lost = len(rows[split]) - len(here)
+    if not rows[split]:
+        raise ConfigError(f"dataset.{split}_list={files[split]}: lists no videos; dataset.root={root}")
     if (lost and missing == "error") or not here:
         example = next((name for name, _ in rows[split] if not (top / name).is_file()), "none listed")
         raise ConfigError(

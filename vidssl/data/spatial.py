@@ -151,6 +151,24 @@ class Center:
         return resize(clip, size, size, antialias=self.antialias)
 
 
+@CROPS.register("center_square")
+class CenterSquare:
+    """The central square of `side` stored pixels, resized; FIMA's release.
+
+    side: no longer than the frame's short side, where it is cut to that; the release does not look.
+    """
+
+    def __init__(self, *, side: Count, antialias: bool):
+        self.side, self.antialias = side, antialias
+
+    def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box:
+        side = min(self.side, height, width)
+        return Box(round((height - side) / 2), round((width - side) / 2), side, side)
+
+    def resize(self, clip: Tensor, size: int) -> Tensor:
+        return resize(clip, size, size, antialias=self.antialias)
+
+
 def square_side(height: int, width: int, size: int, resize_short: Literal["auto", "native"] | int) -> int:
     """Side of the square, in stored pixels, that gives size x size once the short side is as long as wanted."""
     if resize_short == "native":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,39 @@ class Probe(Learner):
         logits = self.head(views.input)
         hit = (logits.argmax(dim=1) == views.label).float().mean()
         return StepOutput(F.cross_entropy(logits, views.label), {"train_top1": 100 * hit.detach()})
+
+
+class Probes(Learner):
+    """Copies of one linear layer, each to be trained with a learning rate of its own, in one product.
+
+    Their losses are added, so that each copy gets the gradient that it would get alone.
+    """
+
+    def __init__(self, head: nn.Linear, rates: Sequence[float]):
+        super().__init__()
+        self.rates = rates
+        self.weights = nn.ParameterList(head.weight.detach().clone() for _ in rates)
+        self.biases = nn.ParameterList(head.bias.detach().clone() for _ in rates)
+        self.backbone = nn.Identity()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """For the optimizer."""
+        pairs = zip(self.weights, self.biases, self.rates, strict=True)
+        return [{"params": [weight, bias], "lr": rate} for weight, bias, rate in pairs]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[B, C] -> [B, rates, classes]."""
+        every = F.linear(features, torch.cat(list(self.weights)), torch.cat(list(self.biases)))
+        return every.view(len(features), len(self.rates), -1)
+
+    @torch.no_grad()
+    def views(self, batch: Batch) -> Labelled:
+        return Labelled(batch.clips, batch.label)
+
+    def forward(self, views: Labelled) -> StepOutput:
+        losses = [F.cross_entropy(logits, views.label) for logits in self.logits(views.input).unbind(dim=1)]
+        scalars = {f"loss@{rate:g}": loss.detach() for rate, loss in zip(self.rates, losses, strict=True)}
+        return StepOutput(torch.stack(losses).sum(), scalars)
 
 
 def pooled(backbone: nn.Module, clip: Tensor, *, unit: bool) -> Tensor:

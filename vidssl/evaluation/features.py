@@ -12,16 +12,20 @@ from vidssl.clips import Batch
 
 
 @torch.no_grad()
-def per_video(answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
-    """Answers averaged over a video's clips.
+def per_video(
+    answer: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device, *, average: bool = True
+) -> dict[str, Tensor]:
+    """Answers averaged over a video's clips, or each clip's own.
 
-    answer: clips uint8 [N, 3, T, S, S] -> float32 [N, D]. Returns value [M, D], label and index int64 [M], on the CPU.
+    answer: clips uint8 [N, 3, T, S, S] -> float32 [N, D]. Returns value [M, D], or [M, V, D] if not averaged, label and
+    index int64 [M], on the CPU.
     """
     values, labels, indices = [], [], []
     for batch in batches:
         clips = batch.clips.to(device, non_blocking=True)
         each = answer(clips.flatten(0, 1)).float()
-        values.append(each.view(*clips.shape[:2], -1).mean(dim=1).cpu())
+        each = each.view(*clips.shape[:2], -1)  # [B, V, D]
+        values.append((each.mean(dim=1) if average else each).cpu())
         labels.append(batch.label)
         indices.append(batch.index)
         if distributed.asked_here():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,52 @@ RANKS = (1, 5, 10, 20, 50)
 
 
 def accuracy(scores: Tensor, label: Tensor, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of videos whose class is among the k highest scores, in percent. scores [N, C], label int64 [N]."""
-    best = scores.topk(min(max(ranks), scores.shape[1]), dim=1).indices
-    hit = best == label[:, None]
-    return {f"top{k}": 100 * hit[:, :k].any(dim=1).double().mean().item() for k in ranks}
+    """Share of videos whose class is among the k highest scores, in percent. scores [N, C], label int64 [N].
+
+    class_top1: the mean of the classes' own shares, over the classes that have videos.
+    """
+    hit = best(scores, max(ranks)) == label[:, None]
+    found = {f"top{k}": 100 * hit[:, :k].any(dim=1).double().mean().item() for k in ranks}
+    videos = label.bincount()
+    right = label[hit[:, 0]].bincount(minlength=len(videos))
+    return found | {"class_top1": 100 * (right / videos.double())[videos > 0].mean().item()}
+
+
+def best(scores: Tensor, count: int = 5) -> Tensor:
+    """The classes with the highest scores, highest first: int64 [N, count]. All figures ask here, for the same ties."""
+    return scores.topk(min(count, scores.shape[1]), dim=1).indices
+
+
+def hits(scores: Tensor, label: Tensor) -> Tensor:
+    """Of each video, 100 where its class has the highest score, else 0: float64 [N], for `interval`."""
+    return 100.0 * (best(scores)[:, 0] == label).double()
+
+
+class ClassRow(NamedTuple):
+    """How the videos of one class fared."""
+
+    name: str
+    videos: int
+    top1: float | None  # percent; None without videos
+    confused_with: str  # the class that was most often told instead; empty if none was
+    confused: int  # how often
+
+
+def class_rows(scores: Tensor, label: Tensor, classes: Sequence[str]) -> list[ClassRow]:
+    """A row for each class. scores [N, classes], label int64 [N]."""
+    told = best(scores)[:, 0]
+    count = len(classes)
+    table = (label * count + told).bincount(minlength=count * count).view(count, count)  # [true, told]
+    rows = []
+    for number, (name, row) in enumerate(zip(classes, table, strict=True)):
+        videos, right = int(row.sum()), int(row[number])
+        wrong = row.clone()
+        wrong[number] = 0
+        other = int(wrong.argmax())
+        most = int(wrong[other])
+        share = 100 * right / videos if videos else None
+        rows.append(ClassRow(name, videos, share, classes[other] if most else "", most))
+    return rows
 
 
 def recall(
@@ -25,9 +68,21 @@ def recall(
 
     queries [N, D], gallery [M, D]. centered: each set's own mean is taken away first. Cosine similarity.
     """
+    return recalls(found_by(queries, query_label, gallery, gallery_label, centered=centered))
+
+
+def recalls(found: dict[int, Tensor]) -> dict[str, float]:
+    """The figures of what `found_by` tells of each query."""
+    return {f"R@{k}": 100 * each.mean().item() for k, each in found.items()}
+
+
+def found_by(
+    queries: Tensor, query_label: Tensor, gallery: Tensor, gallery_label: Tensor, *, centered: bool
+) -> dict[int, Tensor]:
+    """k -> of each query 1 if a video of its class is among its k nearest, else 0: float64 [N]."""
     near = nearest(queries, gallery, max(RANKS), centered=centered)
     hit = gallery_label[near] == query_label[:, None]
-    return {f"R@{k}": 100 * hit[:, :k].any(dim=1).double().mean().item() for k in RANKS}
+    return {k: hit[:, :k].any(dim=1).double() for k in RANKS}
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int, *, centered: bool) -> Tensor:

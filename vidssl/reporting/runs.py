@@ -13,6 +13,8 @@ from vidssl.records import read_json
 from vidssl.reporting.plan import read_plan, telling
 from vidssl.reporting.states import find_states
 
+FOLD = "dataset.fold="
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -73,6 +75,30 @@ def read_settings(folder: Path) -> list[Setting]:
     for setting in settings.values():
         setting.runs.sort(key=lambda run: run.seed)
     return list(settings.values())
+
+
+@dataclass
+class Folds:
+    """Settings that differ in dataset.fold only."""
+
+    label: str
+    settings: dict[str, Setting]  # by fold
+
+
+def by_folds(settings: list[Setting]) -> list[Folds]:
+    """Those with more than one fold."""
+    groups: dict[frozenset[str], dict[str, Setting]] = {}
+    for setting in settings:
+        words = frozenset(setting.runs[0].words) if setting.runs else frozenset()
+        folds = [word.partition("=")[2] for word in words if word.startswith(FOLD)]
+        if folds:
+            rest = frozenset(word for word in _without_seed(words) if not word.startswith(FOLD))
+            groups.setdefault(rest, {})[folds[0]] = setting
+    common = frozenset.intersection(*groups) if groups else frozenset()
+    labels = {
+        rest: _label(sorted(rest - common)) or _method(next(iter(mine.values())).runs) for rest, mine in groups.items()
+    }
+    return [Folds(labels[rest], dict(sorted(mine.items()))) for rest, mine in groups.items() if len(mine) > 1]
 
 
 def read_runs(folder: Path) -> list[Trial]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vidssl.reporting.runs import Setting, count_states
+from vidssl.reporting.runs import Folds, Setting, count_states
 from vidssl.reporting.states import STATES, state
 
 
@@ -63,11 +63,14 @@ def by_run(settings: list[Setting]) -> Sheet:
 
 def mean(setting: Setting, name: str) -> str:
     """Mean and standard deviation over the seeds, and over how many if not over all."""
-    values, digits = list(setting.by_seed(name).values()), COLUMNS[name].digits
+    return _mean_and_spread(list(setting.by_seed(name).values()), COLUMNS[name].digits, len(setting.seeds))
+
+
+def _mean_and_spread(values: list[float], digits: int, wanted: int) -> str:
     if not values:
         return "-"
     spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    some = f" ({len(values)} of {len(setting.seeds)})" if len(values) < len(setting.seeds) else ""
+    some = f" ({len(values)} of {wanted})" if len(values) < wanted else ""
     return f"{statistics.mean(values):.{digits}f}{spread}{some}"
 
 
@@ -92,6 +95,20 @@ def differences(settings: list[Setting], baseline: str) -> Sheet:
             cells.append(f"{middle} ({each})" if len(gaps) > 1 else middle)
         rows.append([f"{setting.label} - {baseline}", *cells])
     return Sheet("seed by seed", ["", *(COLUMNS[name].title for name in names)], rows)
+
+
+def over_folds(folds: list[Folds]) -> Sheet:
+    """A row for each group: mean and spread over the folds, of each fold's mean over its seeds."""
+    names = column_names([setting for group in folds for setting in group.settings.values()])
+    rows = []
+    for group in folds:
+        cells = []
+        for name in names:
+            each = [setting.by_seed(name).values() for setting in group.settings.values()]
+            means = [statistics.mean(values) for values in each if values]
+            cells.append(_mean_and_spread(means, COLUMNS[name].digits, len(each)))
+        rows.append([group.label, ", ".join(group.settings), *cells])
+    return Sheet("mean over folds", ["", "folds", *(COLUMNS[name].title for name in names)], rows)
 
 
 def beside_published(settings: list[Setting], published: dict[str, Any]) -> Sheet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.data.loader import Order
 from vidssl.engine.checkpoint import load_weights, save_state
-from vidssl.evaluation.classifier import Classifier, Probe, pooled, restored
-from vidssl.evaluation.metrics import accuracy
-from vidssl.registry import ConfigError, Count, Share, Whole
+from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled, restored
+from vidssl.evaluation.metrics import hits
+from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
+from vidssl.scores import scored
 from vidssl.tasks import TASKS, Task
+
+Part = Annotated[float, Within("(0, 1)")]
 
 Average = Literal["logits", "probabilities", "log_probabilities"]
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,17 +48,8 @@ class Scoring(ClipOptions):
             self.test_batch_size, split,
         )  # fmt: skip
 
-    def figures(self, run: Run, classifier: Classifier) -> dict[str, float]:
-        """Top-1 and top-5 of the test split; of swapped backgrounds, too, where the data set has them."""
-        return figures(lambda split: self.scores(run, classifier, split), build.has_split(run, "test_swap"))
-
-
-def figures(scores: Callable[[str], dict[str, Tensor]], has_swap: bool) -> dict[str, float]:
-    found = {}
-    for prefix, split in (("", "test"), ("swap_", "test_swap")) if has_swap else (("", "test"),):
-        result = scores(split)
-        found |= {f"{prefix}{name}": value for name, value in accuracy(result["value"], result["label"]).items()}
-    return found
+    def figures(self, run: Run, task: str, classifier: Classifier) -> dict[str, float]:
+        return scored(run, task, lambda split: self.scores(run, classifier, split))
 
 
 @TASKS.register("finetune")
@@ -87,12 +81,15 @@ class Linear(TrainOptions, Scoring, Task):
     """Only the last layer is trained.
 
     features=online: on fresh crops each epoch. cached: on features that are extracted once, without chance; the mean of
-    each video's evenly spread clips.
+    each video's evenly spread clips. rates: learning rates in place of optimizer.lr (cached only). All are tried at
+    once on a part of the training videos; the best on the others, `held_out` of each class, trains on all of them.
     """
 
     augmentation: Augmentation
     features: Literal["online", "cached"]
     normalize: Literal["none", "unit", "standardize"]
+    rates: tuple[Positive, ...] | None
+    held_out: Part
     validate_every: Whole
 
     splits = ("train", "test")
@@ -101,13 +98,25 @@ class Linear(TrainOptions, Scoring, Task):
     leaves = "classifier"
 
     def problems(self) -> list[str]:
+        return list(self.contradictions())
+
+    def contradictions(self) -> Iterator[str]:
         if self.features == "online" and self.normalize == "standardize":
-            return ["linear.normalize=standardize: needs statistics of all features first; set linear.features=cached"]
+            yield "linear.normalize=standardize: needs statistics of all features first; set linear.features=cached"
+        if self.features == "online" and self.rates is not None:
+            yield (
+                f"linear.rates={list(self.rates)}: are tried on features that are extracted once; set "
+                "linear.features=cached, or linear.rates=null for optimizer.lr alone"
+            )
+        if self.rates is not None and len(set(self.rates)) < max(1, len(self.rates)):
+            yield f"linear.rates={list(self.rates)}: each rate once, one or more; null for optimizer.lr"
         if self.features == "cached" and self.validate_every:
-            return [
-                f"linear.validate_every={self.validate_every}: features=cached scores once, at the end; set it to 0"
-            ]
-        return []
+            yield f"linear.validate_every={self.validate_every}: features=cached scores once, at the end; set it to 0"
+        if self.features == "cached" and self.average != "logits":
+            yield (
+                f"linear.average={self.average}: features=cached averages the features of a video's clips, which is "
+                "averaging logits; set linear.average=logits, or linear.features=online"
+            )
 
     def __call__(self, run: Run) -> dict[str, float]:
         if self.features == "cached":
@@ -126,10 +135,12 @@ class Linear(TrainOptions, Scoring, Task):
             backbone, build.color(run, self.augmentation), classes, dropout=0.0, frozen=True,
             unit=self.normalize == "unit",
         )  # fmt: skip
-        part = self.batch_size // run.config["trainer"]["accumulate"]
-        loader = FeatureLoader((train["value"] - center) / spread, train["label"], part, run.seed)
+        features = (train["value"] - center) / spread
+        rate, tried = self.best_rate(run, classifier.head, features, train["label"])
         probe = Probe(classifier.head)
-        build.trainer(run, "linear", probe, self, file=None).fit(loader)
+        groups = None if rate is None else [{"params": list(probe.head.parameters()), "lr": rate}]
+        loader = self.loader(run, features, train["label"])
+        build.trainer(run, "linear", probe, self, file=None, groups=groups).fit(loader)
         with torch.no_grad():  # from here on the layer takes features as the backbone gives them
             head = probe.head.cpu()
             head.bias -= head.weight @ (center / spread).expand(head.in_features)
@@ -142,7 +153,37 @@ class Linear(TrainOptions, Scoring, Task):
             found = self.extract(run, backbone, split, self.test_augmentation)
             return {**found, "value": head(found["value"]).detach()}
 
-        return figures(scores, build.has_split(run, "test_swap"))
+        return scored(run, "linear", scores) | tried
+
+    def best_rate(
+        self, run: Run, head: nn.Linear, features: Tensor, label: Tensor
+    ) -> tuple[float | None, dict[str, float]]:
+        """The rate whose layer does best on held-out training videos, the smaller of equals, and all rates' figures."""
+        if self.rates is None:
+            return None, {}
+        rates = sorted(self.rates)
+        away = held_out(label, self.held_out, run.seed)
+        if not away.any():
+            raise ConfigError(
+                f"linear.held_out={self.held_out}: no class has two training videos, so that none can be held out to "
+                "choose among linear.rates; set linear.rates=null"
+            )
+        probes = Probes(head, rates)
+        loader = self.loader(run, features[~away], label[~away])
+        build.trainer(run, "linear-rates", probes, self, file=None, groups=probes.groups()).fit(loader)
+        with torch.no_grad():
+            logits = probes.cpu().logits(features[away])
+        found = {
+            rate: hits(scores, label[away]).mean().item()
+            for rate, scores in zip(rates, logits.unbind(dim=1), strict=True)
+        }
+        best = max(rates, key=lambda rate: found[rate])  # the first of equals
+        told = ", ".join(f"{rate:g}: {value:.1f}" for rate, value in found.items())
+        run.log.say(f"linear: top-1 on {int(away.sum())} held-out training videos by rate: {told}; takes {best:g}")
+        return best, {"rate": best} | {f"held_out_top1@{rate:g}": value for rate, value in found.items()}
+
+    def loader(self, run: Run, features: Tensor, label: Tensor) -> FeatureLoader:
+        return FeatureLoader(features, label, self.batch_size // run.config["trainer"]["accumulate"], run.seed)
 
     def extract(self, run: Run, backbone: nn.Module, split: str, augmentation: Augmentation) -> dict[str, Tensor]:
         unit = self.normalize == "unit"
@@ -157,6 +198,16 @@ class Linear(TrainOptions, Scoring, Task):
         )
 
 
+def held_out(label: Tensor, share: float, seed: int) -> Tensor:
+    """Which videos are set aside: `share` of each class, at least one, never all. int64 [N] -> bool [N]."""
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    away = torch.zeros(len(label), dtype=torch.bool)
+    for number in label.unique():
+        mine = order[label[order] == number]
+        away[mine[: min(max(1, round(share * len(mine))), len(mine) - 1)]] = True
+    return away
+
+
 def train_classifier(
     run: Run, task: str, options: Finetune | Linear, *, frozen: bool, unit: bool, dropout: float
 ) -> dict[str, float]:
@@ -164,6 +215,8 @@ def train_classifier(
     backbone = build.backbone(run)
     classes = len(build.listing(run, "train").classes)
     color = build.color(run, options.augmentation)
+    if frozen:
+        torch.manual_seed(run.seed)  # the layer starts as it does on extracted features
     classifier = Classifier(backbone, color, classes, dropout=dropout, frozen=frozen, unit=unit)
     plan = ClipPlan(windows=1, views=(View(0, options.frames if isinstance(options, Finetune) else "stride"),))
     loader = build.training_loader(run, plan, options.augmentation.crop, options, options.batch_size)
@@ -174,12 +227,12 @@ def train_classifier(
     def validate(epoch: int, step: int) -> dict[str, float]:
         if epoch % options.validate_every:
             return {}
-        found[step] = options.figures(run, classifier)
+        found[step] = options.figures(run, task, classifier)
         return found[step]
 
     progress = trainer.fit(loader, validate if options.validate_every else None)
     run.checkpoint = str(run.state_file(task))
-    return found.get(progress.step) or options.figures(run, classifier)
+    return found.get(progress.step) or options.figures(run, task, classifier)
 
 
 @TASKS.register("test")
@@ -199,12 +252,6 @@ class Test(ClipOptions, Task):
     def __call__(self, run: Run) -> dict[str, float]:
         weights = load_weights(run.checkpoint)
         backbone = build.backbone(run)
-        classes = len(build.listing(run, "test").classes)
-        if len(weights.classifier.get("bias", ())) != classes:
-            raise ConfigError(
-                f"checkpoint={run.checkpoint}: its classifier tells {len(weights.classifier.get('bias', ()))} classes, "
-                f"dataset={run.config['dataset']['name']} has {classes}"
-            )
         color = build.color(run, self.augmentation)
         classifier = restored(backbone, color, weights.classifier, unit=weights.unit)
         scoring = Scoring(
@@ -216,7 +263,7 @@ class Test(ClipOptions, Task):
             self.augmentation,
             self.batch_size,
         )
-        return scoring.figures(run, classifier)
+        return scoring.figures(run, "test", classifier)
 
 
 def save_classifier(run: Run, task: str, classifier: Classifier) -> None:

@@ -13,7 +13,7 @@ from vidssl.build import Run
 from vidssl.reporting import tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
-from vidssl.reporting.runs import Setting, count_states, read_settings
+from vidssl.reporting.runs import Setting, by_folds, count_states, read_settings
 from vidssl.reporting.tables import COLUMNS, Sheet, column_names
 from vidssl.tasks import TASKS, Task
 
@@ -58,6 +58,9 @@ def show_report(folder: Path, baseline: str | None = None) -> list[Setting]:
     sheets = [tables.by_run(settings)]
     if about.baseline is not None and len(settings) > 1:
         sheets.append(tables.differences(settings, about.baseline))
+    folds = by_folds(settings)
+    if folds:
+        sheets.append(tables.over_folds(folds))
     if about.published is not None:
         sheets.append(tables.beside_published(settings, about.published))
     undone = tables.not_done(settings)

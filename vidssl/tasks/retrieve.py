@@ -9,8 +9,9 @@ from torch import Tensor
 from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
-from vidssl.evaluation.metrics import accuracy, knn, motion_preference, recall
+from vidssl.evaluation.metrics import found_by, interval, knn, motion_preference, recalls
 from vidssl.registry import Count, Positive
+from vidssl.scores import scored
 from vidssl.tasks import TASKS, Task
 
 
@@ -47,8 +48,8 @@ class Neighbours(ClipOptions, Task):
 class Retrieve(Neighbours):
     """Test videos query the training videos.
 
-    Figures are recalls R@k, and uncentered_R@k (or centered_R@k) for the other way of centering; with counterfactual
-    splits motion_preference, too.
+    Figures are recalls R@k, the 95 % interval of R@1 over queries, and uncentered_R@k (or centered_R@k) for the other
+    way of centering; with counterfactual splits motion_preference, too.
     """
 
     unit_clips: bool
@@ -57,18 +58,17 @@ class Retrieve(Neighbours):
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=self.unit_clips)
         gallery, queries = extract("train"), extract("test")
-        both = {
-            centered: recall(queries["value"], queries["label"], gallery["value"], gallery["label"], centered=centered)
-            for centered in (True, False)
-        }
-        found = both[self.centered]
+        sets = queries["value"], queries["label"], gallery["value"], gallery["label"]
+        each = {centered: found_by(*sets, centered=centered) for centered in (True, False)}
+        low, high = interval(100 * each[self.centered][1], seed=run.seed)
+        found = recalls(each[self.centered]) | {"R@1_low": low, "R@1_high": high}
         if build.has_split(run, "test_cf"):
             same_motion, same_background = extract("test_swap"), extract("test_cf")
             found["motion_preference"] = motion_preference(
                 queries["value"], same_motion["value"], same_background["value"]
             )
         other = "uncentered" if self.centered else "centered"
-        return found | {f"{other}_{name}": value for name, value in both[not self.centered].items()}
+        return found | {f"{other}_{name}": value for name, value in recalls(each[not self.centered]).items()}
 
 
 @TASKS.register("knn")
@@ -81,17 +81,12 @@ class Knn(Neighbours):
         extract = self.extractor(run, unit=False)
         gallery = extract("train")
         classes = len(build.listing(run, "train").classes)
-        found = {}
-        for prefix, split in (("", "test"), ("swap_", "test_swap")):
-            if split == "test" or build.has_split(run, split):
-                queries = extract(split)
-                scores = knn(
-                    queries["value"],
-                    gallery["value"],
-                    gallery["label"],
-                    classes,
-                    k=self.k,
-                    temperature=self.temperature,
-                )
-                found |= {prefix + name: value for name, value in accuracy(scores, queries["label"]).items()}
-        return found
+
+        def scores(split: str) -> dict[str, Tensor]:
+            queries = extract(split)
+            votes = knn(
+                queries["value"], gallery["value"], gallery["label"], classes, k=self.k, temperature=self.temperature
+            )
+            return {**queries, "value": votes}
+
+        return scored(run, "knn", scores)

@@ -1,0 +1,53 @@
+"""What every task that scores videos tells, and the files that it leaves."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vidssl import build
+from vidssl.build import Run
+from vidssl.engine.checkpoint import write_atomically
+from vidssl.evaluation.metrics import accuracy, class_rows, hits, interval
+
+
+def scored(run: Run, task: str, scores: Callable[[str], dict[str, Tensor]]) -> dict[str, float]:
+    """Figures of the test split; of swapped backgrounds, too, where the data set has them.
+
+    scores: split -> value [N, classes], label, index int64 [N]. Leaves TASK-classes.csv and TASK-scores.safetensors of
+    the test split.
+    """
+    test = scores("test")
+    if run.log.is_main:
+        write_files(run.output, task, test, build.listing(run, "test").classes)
+    found = figures(test, run.seed)
+    if build.has_split(run, "test_swap"):
+        found |= {f"swap_{name}": value for name, value in figures(scores("test_swap"), run.seed).items()}
+    return found
+
+
+def figures(result: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """In percent: top1, top5, the mean of the classes' top1, and the 95 % interval of top1 over videos."""
+    low, high = interval(hits(result["value"], result["label"]), seed=seed)
+    return accuracy(result["value"], result["label"]) | {"top1_low": low, "top1_high": high}
+
+
+def write_files(folder: Path, task: str, result: dict[str, Tensor], classes: list[str]) -> None:
+    rows = class_rows(result["value"], result["label"], classes)
+
+    def write_table(file: Path) -> None:
+        with file.open("w", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["class", "videos", "top1", "confused_with", "confused"])
+            for row in rows:
+                top1 = "" if row.top1 is None else f"{row.top1:.2f}"
+                writer.writerow([row.name, row.videos, top1, row.confused_with, row.confused])
+
+    tensors = {"scores": result["value"].float(), "label": result["label"], "index": result["index"]}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / f"{task}-classes.csv", write_table)
+    write_atomically(folder / f"{task}-scores.safetensors", lambda file: save_file(tensors, file))
