@@ -281,7 +281,7 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task], known: Listings)
             )
         elif task.starts_from == "classifier" and left != "classifier":
             problems.append(f"checkpoint={given}: task={key} needs a classifier, which finetune and linear leave")
-        elif task.starts_from == "classifier" and told is not None:
+        elif (task.starts_from == "classifier" or task.reads_classifier) and told is not None:
             problems += _other_classes(config, key, task, told, known)
         if task.leaves != "nothing":
             left, told = task.leaves, None
@@ -299,6 +299,7 @@ def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, know
             return [
                 f"checkpoint={config['checkpoint']}: its classifier tells {told} classes, "
                 f"dataset={config['dataset']['name']} has {classes}; task={key} needs the data set it was trained on, "
-                "or train a classifier for this one first, with task=linear or finetune"
+                "or a classifier for this one first, from task=linear or finetune"
+                + ("; bias.classifier=probe reads the features alone" if key == "bias" else "")
             ]
     return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.evaluation.metrics import interval, prefers_motion
+from vidssl.evaluation.metrics import hits, interval, prefers_motion
 
 # What is shown in place of a test video's clips. The first is the video itself; `before_own` and `other_motion` have no
 # accuracy: the one is there to be compared with, the other has a class of its own
@@ -36,11 +36,6 @@ def with_interval(name: str, values: Tensor, seed: int) -> dict[str, float]:
     """The mean of values [N] as NAME, with its confidence interval as NAME_low and NAME_high."""
     low, high = interval(values, seed=seed)
     return {name: values.mean().item(), f"{name}_low": low, f"{name}_high": high}
-
-
-def hits(scores: Tensor, label: Tensor) -> Tensor:
-    """100.0 for a video whose class has the highest score, else 0.0. scores [N, classes], label [N] -> [N]."""
-    return 100 * (scores.argmax(dim=1) == label).double()
 
 
 def chance(label: Tensor) -> float:

@@ -18,6 +18,7 @@ class Task:
     labelled: ClassVar[bool] = False  # whether it needs classes
     starts_from: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"
     needs_rendered: ClassVar[bool] = False  # videos of which foreground and background are known
+    reads_classifier: ClassVar[bool] = False  # the checkpoint's, where it has one
     trains_backbone: ClassVar[bool] = False
     leaves: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"  # for the next task of the chain
 

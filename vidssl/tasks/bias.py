@@ -20,7 +20,7 @@ from vidssl.engine.checkpoint import load_weights, write_atomically
 from vidssl.evaluation import bias
 from vidssl.evaluation.classifier import average, pooled, restored
 from vidssl.evaluation.features import of_all_ranks
-from vidssl.evaluation.metrics import prefers_motion
+from vidssl.evaluation.metrics import hits, prefers_motion
 from vidssl.evaluation.probe import logistic
 from vidssl.registry import Count, Within
 from vidssl.reporting.conditions import figure, legend, table
@@ -50,6 +50,10 @@ class Bias(ClipOptions, Task):
     @property
     def starts_from(self) -> str:
         return "classifier" if self.classifier == "checkpoint" else "backbone"
+
+    @property
+    def reads_classifier(self) -> bool:
+        return self.classifier != "probe"
 
     @property
     def needs_rendered(self) -> bool:
@@ -193,7 +197,7 @@ class Bias(ClipOptions, Task):
         told = bias.with_interval("motion_preference", preference, run.seed)
         left = bias.likeness(found["original.features"], swapped[:, :width], found["original.features"][found["other"]])
         told["swap_likeness"] = left.mean().item()
-        told |= bias.with_interval("swap_top1", bias.hits(swapped[:, width:], found["label"]), run.seed)
+        told |= bias.with_interval("swap_top1", hits(swapped[:, width:], found["label"]), run.seed)
         families = {
             split: torch.tensor([recipe.family for recipe in build.listing(run, split).recipes])
             for split in ("train", "test")
@@ -201,7 +205,7 @@ class Bias(ClipOptions, Task):
         if len(families["train"].unique()) > 1:
             plain = {split: extract(split, lambda each: average(each, unit=False)) for split in families}
             probe = logistic(plain["train"], families["train"], int(families["train"].max()) + 1)
-            told |= bias.with_interval("scene_top1", bias.hits(probe(plain["test"]), families["test"]), run.seed)
+            told |= bias.with_interval("scene_top1", hits(probe(plain["test"]), families["test"]), run.seed)
         return told
 
     def tell(self, run: Run, figures: dict[str, float]) -> None:
