@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 import shlex
@@ -11,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vidssl.reporting import curves, dots, parameter
+from vidssl.reporting import curves, dots, gallery, parameter
 from vidssl.reporting.axes import MARKS, mark, stroke, tag
 from vidssl.reporting.parameter import Parameter, find_parameter, share_names
 from vidssl.reporting.plan import About
-from vidssl.reporting.runs import Setting, Trial, count_states
+from vidssl.reporting.runs import Setting, Trial, count_states, is_single
 from vidssl.reporting.states import STATES, state
 from vidssl.reporting.tables import COLUMNS, Sheet, summary
 
@@ -33,7 +32,8 @@ td, th { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; ve
 figure { margin: 0; min-width: 0 }
 figcaption { font-size: 14px; color: #555; margin: .2em 0 }
 svg { display: block; max-width: 100%; height: auto; font-family: system-ui, sans-serif }
-img { image-rendering: pixelated; display: block; max-width: 100% }
+img, video { display: block; max-width: 100%; height: auto }
+.large { margin: 0 0 1.4em }
 .small { font-size: 13px; color: #555; overflow-wrap: anywhere }
 .legend { display: flex; flex-wrap: wrap; gap: .3em 1.4em; padding: 0; margin: .5em 0 1em; list-style: none }
 .legend li { font-size: 14px }
@@ -57,10 +57,7 @@ def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend:
         *map(_table, sheets),
         '<p class="small">' + "<br>".join(map(html.escape, legend)) + "</p>",
         *(_parameter(found, settings, about.published) if found else ()),
-        *_curves(settings),
-        *_dots(settings),
-        "<h2>What the networks see</h2>",
-        _pictures(settings),
+        *(_single(settings[0].runs[0]) if is_single(settings) else _many(settings)),
         "<h2>Commands</h2>",
         '<p class="small">' + "<br>".join(_command(run) for setting in settings for run in setting.runs) + "</p>",
         "</body></html>",
@@ -163,19 +160,21 @@ def _figures(drawn: Iterable[tuple[str, str]]) -> str:
 # Pictures and commands
 
 
-def _pictures(settings: list[Setting]) -> str:
-    """Of the first run of each setting that left some."""
+def _single(run: Trial) -> list[str]:
+    """A run alone is looked at: large pictures by their kind. Its curves are drawn here unless they are among them."""
+    drawn = gallery.large(run.folder)
+    curves = [] if gallery.has(run.folder, "curves") else _curves([Setting("", [run])])
+    return [*drawn, *curves] if drawn or curves else ["<p>This run left no pictures.</p>"]
+
+
+def _many(settings: list[Setting]) -> list[str]:
+    """Small pictures, of the first run of each setting that left some."""
     found = []
     for setting in settings:
-        left = (sorted((run.folder / "pictures").glob("*.png")) for run in setting.runs if run.folder)
-        for file in next(filter(None, left), []):
-            data = base64.b64encode(file.read_bytes()).decode()
-            caption = html.escape(f"{setting.label}: {file.stem.removeprefix('pretrain-').replace('-', ' ')}")
-            found.append(
-                f'<figure><img src="data:image/png;base64,{data}" width="320" alt="{caption}">'
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
-    return f'<div class="pictures">{"".join(found)}</div>' if found else "<p>These runs left no pictures.</p>"
+        left = (gallery.pictures(run.folder) for run in setting.runs if run.folder)
+        found += [gallery.small(file, setting.label) for file in next(filter(None, left), [])]
+    shown = f'<div class="pictures">{"".join(found)}</div>' if found else "<p>These runs left no pictures.</p>"
+    return [*_curves(settings), *_dots(settings), "<h2>What the networks see</h2>", shown]
 
 
 def _command(run: Trial) -> str:
