@@ -11,7 +11,7 @@ from PIL import Image
 
 from vidssl.reporting.axes import tag
 
-PAGE, THUMBNAIL = 1120, 320  # pixels
+PAGE, WIDE, NARROW = 1120, 540, 340  # pixels: the page, and thumbnails
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
@@ -111,7 +111,8 @@ def _element(file: Path, kind: Kind) -> str:
 def small(file: Path, label: str) -> str:
     """A thumbnail with its caption."""
     told = f"{label}: {_words(file)}" if label else _words(file)
-    shown = _video(file, THUMBNAIL) if file.suffix == ".mp4" else _img(file, THUMBNAIL, told)
+    width = NARROW if file.stem.startswith("pretrain-") else WIDE
+    shown = _video(file, width) if file.suffix == ".mp4" else _img(file, width, told)
     return tag("figure", shown + tag("figcaption", html.escape(told)))
 
 

@@ -220,9 +220,9 @@ class Album:
             videos = self.videos[self.options.split]
             dataset = self.dataset(videos, plan, augmentation, clip)
             labels = [video.label for video in videos.videos]
-            items += [
-                dataset[0, number] for number in spread(labels, max(self.options.videos, COMPANY if company else 1))
-            ]
+            chosen = spread(labels, self.options.videos)
+            others = [number for number in range(len(labels)) if number not in chosen] if company else []
+            items += [dataset[0, number] for number in (*chosen, *others[: max(0, COMPANY - len(chosen))])]
         batch, _ = collate(items)
         if batch is None:
             raise Undrawable("none of the videos can be read")
