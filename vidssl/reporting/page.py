@@ -33,6 +33,7 @@ figure { margin: 0; min-width: 0 }
 figcaption { font-size: 14px; color: #555; margin: .2em 0 }
 svg { display: block; max-width: 100%; height: auto; font-family: system-ui, sans-serif }
 img, video { display: block; max-width: 100%; height: auto }
+video { min-width: min(100%, 480px) }
 .large { margin: 0 0 1.4em }
 .small { font-size: 13px; color: #555; overflow-wrap: anywhere }
 .legend { display: flex; flex-wrap: wrap; gap: .3em 1.4em; padding: 0; margin: .5em 0 1em; list-style: none }

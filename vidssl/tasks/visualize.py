@@ -155,7 +155,7 @@ class Album:
         if not other and self.options.against is None:
             return "activation"
         if checkpoint in (None, build.UNTRAINED):
-            return "untrained" if not other else "untrained, too"
+            return "untrained, too" if other and "untrained" in self.networks else "untrained"
         path = Path(checkpoint)
         usual = path.is_dir() or path.name.endswith(("last.pt", "best.pt")) or path.name == "backbone.safetensors"
         name = (path.resolve() if path.is_dir() else path.resolve().parent).name if usual else path.stem
