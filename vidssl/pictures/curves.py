@@ -28,4 +28,5 @@ def curves(found: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> np
         plot.set_xlabel("step", size=points(12))
         plot.grid(color="#e2e2e2", linewidth=0.6)
         plot.set_xlim(0, max(steps))
+        plot.xaxis.get_major_locator().set_params(integer=True)
     return image(sheet)
