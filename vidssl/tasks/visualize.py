@@ -304,6 +304,8 @@ class Album:
             label, feature = label[inside], feature[inside]
         if len(feature) < LEAST:
             raise Undrawable(f"t-SNE of {len(feature)} videos says nothing; it needs {LEAST} or more")
+        if not feature.isfinite().all():
+            raise Undrawable("some features are not finite")
         places = tsne(feature, perplexity=options.perplexity, seed=self.run.seed)
         yield "tsne", scatter.scatter(places.numpy(), label.numpy(), self.classes)
 
