@@ -310,6 +310,19 @@ def test_the_plan_of_a_recipe(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_the_plan_of_pictures_names_them_and_counts_what_is_read_for_them(small: list[str], tmp_path: Path) -> None:
+    words = [*small, "task=[visualize,report]", "checkpoint=none", "check_only=true", "output=run"]
+    answer = launch(words, tmp_path)
+    assert answer.status == DONE, answer.err
+    assert "visualize: inputs, activations, tsne, confusion, kernels, neighbors, curves, as pictures/" in answer.out
+    assert "features of test + train: 28 videos x 2 clips of 8 x 32 x 32" in answer.out
+    assert "report: report.md, report.csv and report.html in the folder of this run" in answer.out
+    assert "tensorboard/, pictures/" in answer.out
+    alone = launch([*words, "visualize.kinds=[kernels]"], tmp_path)
+    assert "visualize: kernels, as pictures/" in alone.out
+    assert "features of" not in alone.out
+
+
 def test_the_readme_shows_what_is_printed(tmp_path: Path) -> None:
     """But for the free space."""
     block = next(part for part in (HOME / "README.md").read_text().split("```") if "check_only=true\nThe" in part)

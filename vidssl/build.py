@@ -247,12 +247,8 @@ def _loader(
     training: bool,
 ) -> ClipLoader:
     options = data_options(run)
-    dataset = ClipDataset(
-        videos, plan, CROPS.build(crop), clip.clip_frames, clip.frame_stride, clip.crop_size, run.seed,
-        rotate=options.rotate, replace=training,
-    )  # fmt: skip
     return ClipLoader(
-        dataset,
+        dataset(run, videos, plan, crop, clip, training=training),
         size,
         training=training,
         workers=options.workers,
@@ -263,6 +259,16 @@ def _loader(
         rank=distributed.rank(),
         world=distributed.world(),
     )
+
+
+def dataset(
+    run: Run, videos: Manifest, plan: ClipPlan, crop: dict, clip: ClipOptions, *, training: bool
+) -> ClipDataset:
+    """The videos' clips, one by one. training: another video stands in for one that cannot be read."""
+    return ClipDataset(
+        videos, plan, CROPS.build(crop), clip.clip_frames, clip.frame_stride, clip.crop_size, run.seed,
+        rotate=data_options(run).rotate, replace=training,
+    )  # fmt: skip
 
 
 def precision(run: Run) -> torch.autocast:

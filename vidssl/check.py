@@ -15,7 +15,7 @@ from vidssl.cluster import LAUNCHERS
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
-from vidssl.engine.checkpoint import load_backbone
+from vidssl.engine.checkpoint import Weights, load_backbone
 from vidssl.engine.trainer import TrainerOptions
 from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError, Count, Positive, Share, Whole, check_options, read_options
@@ -104,6 +104,7 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     known = {} if known is None else known
     problems += _data(config, tasks, known)
     problems += _checkpoint(config, tasks, known)
+    problems += _chain(tasks)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
         problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
     return list(dict.fromkeys(problems))
@@ -161,7 +162,7 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
         fits = frames is not None and size is not None and frames % time == size % space == 0
         if fits and task.trains_backbone and _is_half_on_cpu(config):
             problems += _wrong_gradients(backbone, name, frames, size)
-        if fits and key == "pretrain" and method is not None:
+        if fits and method is not None and (key == "pretrain" or _draws_inputs(key, task, tasks)):
             problems += method.problems(frames, task.frame_stride, size)
         batch = getattr(task, "batch_size", None)
         if batch is not None and hasattr(task, "epochs") and batch % parts:
@@ -173,6 +174,11 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
                 f"{key}.batch_size={batch}: batch norm and negatives need 2 videos or more on each of {ranks} ranks"
             )
     return problems
+
+
+def _draws_inputs(key: str, task: Task, tasks: dict[str, Task]) -> bool:
+    """Whether the task makes the method's views from clips of its own; those of pretrain are checked there."""
+    return key == "visualize" and "inputs" in task.kinds and "pretrain" not in tasks
 
 
 def _is_half_on_cpu(config: dict[str, Any]) -> bool:
@@ -262,10 +268,9 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task], known: Listings)
                 return error.problems
             if weights.section not in (None, config["backbone"]):
                 return [build.backbone_mismatch(given, weights.section, config["backbone"])]
-            try:
-                load_backbone(weights, BACKBONES.build(config["backbone"]))
-            except ConfigError as error:
-                return [f"checkpoint={given}: {problem}" for problem in error.problems]
+            problems = _fits(weights, config)
+            if problems:
+                return [f"checkpoint={given}: {problem}" for problem in problems]
             if weights.classifier:
                 told = len(weights.classifier.get("bias", ()))
             else:
@@ -285,6 +290,44 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task], known: Listings)
             problems += _other_classes(config, key, task, told, known)
         if task.leaves != "nothing":
             left, told = task.leaves, None
+    against = getattr(tasks.get("visualize"), "against", None)
+    return problems + ([] if against in (None, UNTRAINED) else _against(against, config))
+
+
+def _fits(weights: Weights, config: dict[str, Any]) -> list[str]:
+    try:
+        load_backbone(weights, BACKBONES.build(config["backbone"]))
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _against(given: str, config: dict[str, Any]) -> list[str]:
+    """Whether a second network can be drawn beside the first."""
+    try:
+        weights = build.read_weights(given)
+    except ConfigError as error:
+        return [problem.replace("checkpoint=", "visualize.against=", 1) for problem in error.problems]
+    if weights.section not in (None, config["backbone"]):
+        ours, theirs = (" ".join(map(str, section.values())) for section in (config["backbone"], weights.section))
+        return [f"visualize.against={given}: holds backbone {theirs}; give a file of the run's own backbone, {ours}"]
+    return [f"visualize.against={given}: {problem}" for problem in _fits(weights, config)]
+
+
+def _chain(tasks: dict[str, Task]) -> list[str]:
+    """What some tasks need of those before them."""
+    problems, names = [], list(tasks)
+    if names == ["report"] and tasks["report"].runs is None:
+        problems.append(
+            "report.runs=null: means the run's own folder, in which task=report alone leaves nothing to report; give a "
+            "folder that holds runs, or put tasks before it, as in task=[pretrain,linear,report]"
+        )
+    drawn = getattr(tasks.get("visualize"), "kinds", ())
+    before = names[: names.index("visualize")] if "visualize" in names else []
+    if drawn == ("curves",) and not any(hasattr(tasks[name], "epochs") for name in before):
+        problems.append(
+            "visualize.kinds=[curves]: needs a training task before it in the chain, as in task=[pretrain,visualize]"
+        )
     return problems
 
 

@@ -35,6 +35,7 @@ from vidssl.tasks.extract import Extract
 from vidssl.tasks.pretrain import Pretrain
 from vidssl.tasks.report import Report
 from vidssl.tasks.retrieve import Retrieve
+from vidssl.tasks.visualize import Visualize
 
 # Peak TFLOP/s without sparsity, from NVIDIA's data sheets for the fastest form of each (SXM): V100 (2020), A100 (2022),
 # H100 and H200 (2024; the sheets' figures are with sparsity, twice these), and from its white papers on GA102 (2020;
@@ -142,9 +143,11 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
         case Extract():
             return _extracting(config, name, task, data)
         case Report():
-            return Part([f"{name}: report.md, report.csv and report.html in {task.runs}"])
+            return Part([f"{name}: report.md, report.csv and report.html in {task.runs or 'the folder of this run'}"])
         case Bias():
             return _changed(config, task, data)
+        case Visualize():
+            return _drawing(config, name, task, data)
     if not isinstance(getattr(task, "clips", None), int):
         return Part([name])
     splits = [*(split for split in task.splits if split != "test"), *data.scored_by(task)]
@@ -160,6 +163,14 @@ def _extracting(config: dict[str, Any], name: str, task: Extract, data: Data) ->
         paths = [len(video.path) + 6 for video in data.listing(split).videos]  # in quotes, which are escaped
         files[f"features-{split}.safetensors"] = sum(paths) + len(paths) * (4 * width + 16)
     return Part([f"{name}: {line}"], flops, files)
+
+
+def _drawing(config: dict[str, Any], name: str, task: Visualize, data: Data) -> Part:
+    told = f"{name}: {', '.join(task.kinds)}, as pictures/{name}-*"
+    if not task.extracts:
+        return Part([told])
+    line, flops = _scoring(config, task, data, list(task.extracts))
+    return Part([told, f"  features of {line}"], flops)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -394,7 +405,8 @@ def _disk(output: Path, files: dict[str, int], config: dict[str, Any]) -> list[s
     folder = next(path for path in (output, *output.parents) if path.exists())
     free, total = shutil.disk_usage(folder).free, sum(files.values())
     logs = ["config.yaml", "run.json", "result.json", "metrics.jsonl", "train.log", "tensorboard/"]
-    logs += ["pictures/"] if "pretrain" in config and config["trainer"]["pictures_every"] else []
+    shows = "pretrain" in config and config["trainer"]["pictures_every"]
+    logs += ["pictures/"] if shows or "visualize" in config else []
     told = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     lines = [f"leaves {human(total)} and logs in {told}, where {human(free)} are free"]
     lines += [f"  {', '.join(f'{name} {human(size)}' for name, size in files.items())}"] if files else []

@@ -62,6 +62,12 @@ class Manifest:
         return VideoIndex.from_row(json.loads(self.rows[number]))
 
 
+def single(path: Path) -> Manifest:
+    """Of any video file, which has no class. Raises VideoError if it cannot be read."""
+    row = json.dumps(probe(path).to_row(), separators=(",", ":")).encode()
+    return Manifest(path.parent, [Video(path.name)], (), [row])
+
+
 def read_manifest(
     listing: Listing,
     *,

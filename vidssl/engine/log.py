@@ -105,7 +105,7 @@ class Log:
 
         folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / f"{task}-{name}.png")
+        Image.fromarray(image).save(folder / f"{task}-{name}.png", optimize=True)
         self._writer("pictures").add_image(f"{task}/{name}", image, step, dataformats="HWC")
 
     def _writer(self, kind: str) -> Any:

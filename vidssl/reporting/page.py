@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 import shlex
@@ -11,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vidssl.reporting import curves, dots, parameter
+from vidssl.reporting import curves, dots, gallery, parameter
 from vidssl.reporting.axes import MARKS, mark, stroke, tag
 from vidssl.reporting.parameter import Parameter, find_parameter, share_names
 from vidssl.reporting.plan import About
-from vidssl.reporting.runs import Setting, Trial, count_states
+from vidssl.reporting.runs import Setting, Trial, count_states, is_single
 from vidssl.reporting.states import STATES, state
 from vidssl.reporting.tables import COLUMNS, Sheet, summary
 
@@ -33,7 +32,9 @@ td, th { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; ve
 figure { margin: 0; min-width: 0 }
 figcaption { font-size: 14px; color: #555; margin: .2em 0 }
 svg { display: block; max-width: 100%; height: auto; font-family: system-ui, sans-serif }
-img { image-rendering: pixelated; display: block; max-width: 100% }
+img, video { display: block; max-width: 100%; height: auto }
+video { min-width: min(100%, 480px) }
+.large { margin: 0 0 1.4em }
 .small { font-size: 13px; color: #555; overflow-wrap: anywhere }
 .legend { display: flex; flex-wrap: wrap; gap: .3em 1.4em; padding: 0; margin: .5em 0 1em; list-style: none }
 .legend li { font-size: 14px }
@@ -47,25 +48,49 @@ img { image-rendering: pixelated; display: block; max-width: 100% }
 def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend: list[str], about: About) -> str:
     """How many runs are done, tables, curves, a dot for every run, the pictures that the runs left."""
     title = html.escape(folder.resolve().name)
-    found = find_parameter(settings, about.baseline)
-    parts = [
+    head = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vidssl: {title}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
+    ]
+    read = ['<p class="small">' + "<br>".join(map(html.escape, legend)) + "</p>"]
+    is_alone = is_single(settings) and not about.note and about.published is None
+    body = _of_one(settings[0].runs[0], sheets, read) if is_alone else _of_many(settings, sheets, read, about)
+    commands = [
+        "<h2>Commands</h2>",
+        '<p class="small">' + "<br>".join(_command(run) for setting in settings for run in setting.runs) + "</p>",
+    ]
+    parts = [*head, *body, *commands, "</body></html>"]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _of_one(run: Trial, sheets: Sequence[Sheet], legend: list[str]) -> list[str]:
+    """A run alone is looked at: pictures first. Its curves are drawn here unless they are among them."""
+    first, *others = sheets
+    drawn = gallery.large(run.folder)
+    drawn += [] if gallery.has(run.folder, "curves") else _curves([Setting("", [run])])
+    told = [_what(run), _how_far([Setting("", [run])]) if run.status != "done" else f"<p>{_written()}</p>"]
+    return [*told, _table(first), *drawn, *map(_table, others), *legend]
+
+
+def _what(run: Trial) -> str:
+    parts = [f"{key} {run.config[key]['name']}" for key in ("method", "backbone", "dataset") if key in run.config]
+    return tag("p", html.escape(", ".join([*parts, f"seed {run.seed}"])))
+
+
+def _of_many(settings: list[Setting], sheets: Sequence[Sheet], legend: list[str], about: About) -> list[str]:
+    found = find_parameter(settings, about.baseline)
+    return [
         _how_far(settings),
         tag("p", html.escape(about.note)) if about.note else "",
         *map(_table, sheets),
-        '<p class="small">' + "<br>".join(map(html.escape, legend)) + "</p>",
+        *legend,
         *(_parameter(found, settings, about.published) if found else ()),
         *_curves(settings),
         *_dots(settings),
         "<h2>What the networks see</h2>",
         _pictures(settings),
-        "<h2>Commands</h2>",
-        '<p class="small">' + "<br>".join(_command(run) for setting in settings for run in setting.runs) + "</p>",
-        "</body></html>",
     ]
-    return "\n".join(part for part in parts if part) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,11 +99,15 @@ def page(folder: Path, settings: list[Setting], sheets: Sequence[Sheet], legend:
 
 def _how_far(settings: list[Setting]) -> str:
     """Counts, the time, and what the badges mean."""
-    counts, now = count_states(settings), datetime.now().astimezone()
-    told = f"<p><b>{html.escape(summary(settings))}.</b> Written {now:%Y-%m-%d %H:%M:%S %Z}.</p>"
+    counts = count_states(settings)
+    told = f"<p><b>{html.escape(summary(settings))}.</b> {_written()}</p>"
     there = [name for name in (*STATES, *sorted(counts.keys() - STATES.keys())) if counts[name]]
     meanings = ((_badge(name, f"{counts[name]} {name}"), state(name).meaning) for name in there)
     return told + _legend(meanings)
+
+
+def _written() -> str:
+    return f"Written {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}."
 
 
 def _badge(status: str, content: str) -> str:
@@ -167,14 +196,8 @@ def _pictures(settings: list[Setting]) -> str:
     """Of the first run of each setting that left some."""
     found = []
     for setting in settings:
-        left = (sorted((run.folder / "pictures").glob("*.png")) for run in setting.runs if run.folder)
-        for file in next(filter(None, left), []):
-            data = base64.b64encode(file.read_bytes()).decode()
-            caption = html.escape(f"{setting.label}: {file.stem.removeprefix('pretrain-').replace('-', ' ')}")
-            found.append(
-                f'<figure><img src="data:image/png;base64,{data}" width="320" alt="{caption}">'
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
+        left = (gallery.pictures(run.folder) for run in setting.runs if run.folder)
+        found += [gallery.small(file, setting.label) for file in next(filter(None, left), [])]
     return f'<div class="pictures">{"".join(found)}</div>' if found else "<p>These runs left no pictures.</p>"
 
 

@@ -48,16 +48,21 @@ class Setting:
         return next((run.config for run in self.runs if run.config), {})
 
 
+def is_single(settings: list[Setting]) -> bool:
+    """Whether there is one run alone, and its folder."""
+    return len(settings) == 1 and len(settings[0].runs) == 1 and settings[0].runs[0].folder is not None
+
+
 def count_states(settings: list[Setting]) -> Counter[str]:
     return Counter(run.status for setting in settings for run in setting.runs)
 
 
-def read_settings(folder: Path) -> list[Setting]:
+def read_settings(folder: Path, current: Path | None = None) -> list[Setting]:
     """The runs of a folder, those together whose overrides are equal but for the seed.
 
-    In the order of the plan, then oldest first.
+    In the order of the plan, then oldest first. current: the folder of the run that asks; it counts as done.
     """
-    runs = read_runs(folder)
+    runs = read_runs(folder, current)
     jobs = [job for file in _find(folder, "sweep.json") for job in read_plan(file.parent)]
     identity = frozenset if _clash([run.words for run in runs]) or _clash(jobs) else telling
     there = {identity(run.words) for run in runs}
@@ -101,10 +106,13 @@ def by_folds(settings: list[Setting]) -> list[Folds]:
     return [Folds(labels[rest], dict(sorted(mine.items()))) for rest, mine in groups.items() if len(mine) > 1]
 
 
-def read_runs(folder: Path) -> list[Trial]:
-    """Oldest first; without runs of task=report."""
+def read_runs(folder: Path, current: Path | None = None) -> list[Trial]:
+    """Oldest first; without runs of task=report alone. current: the run that asks, done as far as there is to tell."""
     found = [(file.parent, read_json(file)) for file in _find(folder, "run.json")]
-    found = [(run, record) for run, record in found if "report" not in record["tasks"]]
+    found = [(run, record) for run, record in found if list(record["tasks"]) != ["report"]]
+    for run, record in found:
+        if current is not None and run.resolve() == current.resolve():
+            record["status"] = "done"
     found.sort(key=lambda pair: (pair[1]["start"], str(pair[0])))
     trials = []
     for (run, record), status in zip(found, find_states([record for _, record in found]), strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vidssl.reporting.runs import Folds, Setting, count_states
+from vidssl.reporting.runs import Folds, Setting, Trial, count_states
 from vidssl.reporting.states import STATES, state
 
 
@@ -59,6 +59,16 @@ def by_run(settings: list[Setting]) -> Sheet:
         if len(setting.runs) > 1:
             rows.append(["", "mean", *(mean(setting, name) for name in names)])
     return Sheet("", ["", "seed", *(COLUMNS[name].title for name in names)], rows)
+
+
+def every_figure(run: Trial) -> Sheet:
+    """A row for each task: all of its figures."""
+    of_task: dict[str, list[str]] = {}
+    for name, value in run.figures.items():
+        task, _, figure = name.partition(".")
+        if figure:
+            of_task.setdefault(task, []).append(f"{figure} {value:.4g}")
+    return Sheet("all figures", ["task", ""], [[task, ",  ".join(told)] for task, told in of_task.items()])
 
 
 def mean(setting: Setting, name: str) -> str:

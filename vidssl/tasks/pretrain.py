@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vidssl import build
@@ -15,6 +13,7 @@ from vidssl.clips import Batch
 from vidssl.data.dataset import collate
 from vidssl.engine.checkpoint import save_backbone
 from vidssl.learner import Learner
+from vidssl.pictures.strips import contact_sheet
 from vidssl.tasks import TASKS, Task
 
 
@@ -59,11 +58,3 @@ class Pretrain(TrainOptions, ClipOptions, Task):
             if isinstance(view, Tensor) and view.ndim == 5:
                 clip = view * learner.augment.std + learner.augment.mean
                 run.log.picture("pretrain", f"input-{name}", step, contact_sheet(clip))
-
-
-def contact_sheet(clip: Tensor, frames: int = 6) -> np.ndarray:
-    """A row for each video, its frames from left to right. [B, 3, T, S, S] in [0, 1] -> uint8 [H, W, 3]."""
-    t = clip.shape[2]
-    chosen = F.pad(clip[:, :, torch.linspace(0, t - 1, min(frames, t)).long()], (0, 1, 0, 1), value=1.0)
-    sheet = chosen.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)
-    return (sheet.clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -13,7 +13,7 @@ from vidssl.build import Run
 from vidssl.reporting import tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
-from vidssl.reporting.runs import Setting, by_folds, count_states, read_settings
+from vidssl.reporting.runs import Setting, by_folds, count_states, is_single, read_settings
 from vidssl.reporting.tables import COLUMNS, Sheet, column_names
 from vidssl.tasks import TASKS, Task
 
@@ -21,10 +21,12 @@ from vidssl.tasks import TASKS, Task
 @TASKS.register("report")
 @dataclass(frozen=True)
 class Report(Task):
-    runs: str
+    runs: str | None  # null: the folder of this run, behind other tasks
     baseline: str | None
 
     def problems(self) -> list[str]:
+        if self.runs is None:
+            return []
         folder = Path(self.runs)
         if not folder.is_dir():
             return [f"report.runs={self.runs}: no such folder"]
@@ -37,17 +39,20 @@ class Report(Task):
         return []
 
     def __call__(self, run: Run) -> dict[str, float]:
-        settings = show_report(Path(self.runs), self.baseline)
+        if not run.log.is_main:
+            return {}
+        folder = run.output if self.runs is None else Path(self.runs)
+        settings = show_report(folder, self.baseline, current=run.output)
         counts = count_states(settings)
         return {"settings": len(settings), "runs": counts.total() - counts["missing"], "done": counts["done"]}
 
 
-def show_report(folder: Path, baseline: str | None = None) -> list[Setting]:
+def show_report(folder: Path, baseline: str | None = None, current: Path | None = None) -> list[Setting]:
     """Print the table of all runs under a folder; write it to report.md, report.csv and report.html in there.
 
-    baseline: in place of the one that the sweep names.
+    baseline: in place of the one that the sweep names. current: the run that writes the report.
     """
-    settings = read_settings(folder)
+    settings = read_settings(folder, current)
     if not settings:
         return []
     about = read_about(folder)
@@ -56,6 +61,8 @@ def show_report(folder: Path, baseline: str | None = None) -> list[Setting]:
         about = replace(about, baseline=None)
 
     sheets = [tables.by_run(settings)]
+    if is_single(settings) and (whole := tables.every_figure(settings[0].runs[0])).rows:
+        sheets.append(whole)
     if about.baseline is not None and len(settings) > 1:
         sheets.append(tables.differences(settings, about.baseline))
     folds = by_folds(settings)
