@@ -112,16 +112,20 @@ def measured(setting: Setting) -> list[Figures]:
     return [found for found in runs if FIRST in found]
 
 
-def across(settings: list[Setting]) -> Sheet | None:
-    """A row for each setting, means over its seeds; None where nobody has run task=bias."""
+def sheet(settings: list[Setting]) -> tuple[Sheet | None, list[str]]:
+    """A row for each setting, means over its seeds, and what the columns mean; a run alone has a table of its own. None
+    where nobody has run task=bias."""
     having = [(setting.label, found) for setting in settings if (found := measured(setting))]
     if not having:
-        return None
+        return None, []
+    together = {name: value for _, found in having for each in found for name, value in each.items()}
+    if len(settings) == 1 and len(having[0][1]) == 1:
+        return table(together), legend(together)
     columns = [(row.title, _top1(row)) for row in ROWS] + [(row.title, row.change) for row in PREFERENCES]
     columns += [(name.replace("_", " "), name) for name in OTHERS]
-    columns = [(title, name) for title, name in columns if any(name in each for _, found in having for each in found)]
+    columns = [(title, name) for title, name in columns if name in together]
     rows = [[label, *(_mean(found, name) for _, name in columns)] for label, found in having]
-    return Sheet("background or motion? (task=bias, %)", ["", *(title for title, _ in columns)], rows)
+    return Sheet("background or motion? (task=bias, %)", ["", *(title for title, _ in columns)], rows), legend(together)
 
 
 def _mean(found: list[Figures], name: str) -> str:
@@ -134,6 +138,8 @@ def _mean(found: list[Figures], name: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The figure
+
+MOST = 7  # settings in one figure
 
 LEFT, PANEL, GAP, STEP = 190, 250, 40, 34  # pixels
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vidssl.reporting import curves, dots, gallery, parameter
+from vidssl.reporting import conditions, curves, dots, gallery, parameter
 from vidssl.reporting.axes import MARKS, mark, stroke, tag
 from vidssl.reporting.parameter import Parameter, find_parameter, share_names
 from vidssl.reporting.plan import About
@@ -70,7 +70,7 @@ def _of_one(run: Trial, sheets: Sequence[Sheet], legend: list[str]) -> list[str]
     drawn = gallery.large(run.folder)
     drawn += [] if gallery.has(run.folder, "curves") else _curves([Setting("", [run])])
     told = [_what(run), _how_far([Setting("", [run])]) if run.status != "done" else f"<p>{_written()}</p>"]
-    return [*told, _table(first), *drawn, *map(_table, others), *legend]
+    return [*told, _table(first), *_changed([Setting("", [run])]), *drawn, *map(_table, others), *legend]
 
 
 def _what(run: Trial) -> str:
@@ -85,6 +85,7 @@ def _of_many(settings: list[Setting], sheets: Sequence[Sheet], legend: list[str]
         tag("p", html.escape(about.note)) if about.note else "",
         *map(_table, sheets),
         *legend,
+        *_changed(settings),
         *(_parameter(found, settings, about.published) if found else ()),
         *_curves(settings),
         *_dots(settings),
@@ -186,6 +187,15 @@ def _dots(settings: list[Setting]) -> list[str]:
 def _figures(drawn: Iterable[tuple[str, str]]) -> str:
     each = (f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg}</figure>" for caption, svg in drawn)
     return f'<div class="plots">{"".join(each)}</div>'
+
+
+def _changed(settings: list[Setting]) -> list[str]:
+    """What task=bias measured, of as many settings as fit into one figure."""
+    having = [(setting.label, found) for setting in settings if (found := conditions.measured(setting))]
+    if not 0 < len(having) <= conditions.MOST:
+        return []
+    entries = [(_sample(*stroke(number)), label) for number, (label, _) in enumerate(having)] if len(having) > 1 else []
+    return ["<h2>Background or motion?</h2>", _legend(entries), conditions.figure(having)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

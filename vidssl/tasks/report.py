@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vidssl.build import Run
-from vidssl.reporting import tables
+from vidssl.reporting import conditions, tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
 from vidssl.reporting.runs import Setting, by_folds, count_states, is_single, read_settings
@@ -68,12 +68,16 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     folds = by_folds(settings)
     if folds:
         sheets.append(tables.over_folds(folds))
+    changed, meanings = conditions.sheet(settings)
+    if changed is not None:
+        sheets.append(changed)
     if about.published is not None:
         sheets.append(tables.beside_published(settings, about.published))
     undone = tables.not_done(settings)
     if undone.rows:
         sheets.append(undone)
     legend = [f"{COLUMNS[name].title}: {COLUMNS[name].meaning}" for name in column_names(settings)]
+    legend += meanings
 
     told = [tables.summary(settings), about.note] if undone.rows else [about.note]
     (folder / "report.md").write_text(tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
