@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
+import platform
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from tests.reporting.conftest import linear, make_run
 from vidssl.reporting import dots
@@ -16,6 +20,9 @@ from vidssl.reporting.runs import Setting, Trial
 from vidssl.tasks.report import show_report
 
 VOID = {"meta", "img", "br"}
+_gif = io.BytesIO()
+Image.new("P", (1, 1)).save(_gif, "GIF")
+GIF = _gif.getvalue()
 NASTY = 'say="<b>5 > 4 & 3</b>" [/b]'  # of no meaning in HTML, Markdown or the console
 
 
@@ -62,7 +69,7 @@ def sweep(tmp_path: Path) -> Path:
     failed = ["seed=1", "method.beta=0.5"]
     make_run(tmp_path / "0.5-1", failed, seed=1, method={"name": "fame", "beta": 0.5}, status="failed", error=NASTY)
     (tmp_path / "0.3-0/pictures").mkdir()
-    (tmp_path / "0.3-0/pictures/pretrain-clip.png").write_bytes(b"a picture")
+    Image.new("RGB", (600, 20)).save(tmp_path / "0.3-0/pictures/pretrain-clip.png")
     return tmp_path
 
 
@@ -144,3 +151,57 @@ def test_a_long_label_is_shortened_and_told_in_full() -> None:
     texts = [text.text for text in ElementTree.fromstring(picture).iter("text")]
     assert "method.beta=0.3 method.apply_to..." in texts
     assert f"<title>{label}</title>" in picture
+
+
+def test_pictures_of_many_runs_stand_side_by_side_by_their_name_and_are_small(sweep: Path) -> None:
+    (sweep / "0.5-0/pictures").mkdir()
+    for folder, name, width in (
+        ("0.3-0", "visualize-tsne", 1520),
+        ("0.5-0", "visualize-tsne", 200),
+        ("0.5-0", "pretrain-clip", 9),
+    ):
+        Image.new("RGB", (width, 20)).save(sweep / folder / f"pictures/{name}.png")
+    (sweep / "0.3-0/pictures/visualize-activations.gif").write_bytes(GIF)
+    show_report(sweep)
+    found = re.findall(r'width="(\d+)" alt="(.*?)"', (sweep / "report.html").read_text())
+    assert found == [
+        ("340", "0.3: clip"), ("9", "0.5: clip"), ("1", "0.3: activations"), ("540", "0.3: tsne"), ("200", "0.5: tsne"),
+    ]  # fmt: skip
+
+
+def test_a_run_alone_is_shown_large_under_headings_and_films_as_films(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ["seed=0"], linear(50.0))
+    (run / "pictures").mkdir()
+    for name, width in (
+        ("visualize-inputs-1", 900),
+        ("visualize-kernels", 2240),
+        ("visualize-confusion", 8000),
+        ("odd", 7),
+    ):
+        Image.new("RGB", (width, 20)).save(run / f"pictures/{name}.png")
+    (run / "pictures/visualize-activations.mp4").write_bytes(b"a film")
+    (run / "pictures/notes.txt").write_text("not a picture")
+    show_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Reader(text)
+    assert page.open == []
+    assert re.findall("<h2>(.*?)</h2>", text) == [
+        "What the networks see", "Where they look", "What is taken for what", "Temporal kernels", "More", "All figures",
+        "Commands",
+    ]  # fmt: skip
+    assert re.findall(r'<img src="data:image/png;base64,[^"]*" width="(\d+)"', text) == ["900", "1120", "1120", "7"]
+    assert '<video src="data:video/mp4;base64,YSBmaWxt" controls loop muted autoplay playsinline></video>' in text
+
+
+def test_the_run_that_writes_the_page_counts_as_done(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", ["seed=0"], linear(50.0), status="running", process=os.getpid(), host=platform.node(),
+        tasks={"linear": {"cpu_seconds": 3.0}, "report": {"cpu_seconds": 0.0}},
+    )  # fmt: skip
+    make_run(tmp_path / "reports", [], {"report": {}}, tasks={"report": {}})
+    (setting,) = show_report(run, current=run)
+    assert [trial.status for trial in setting.runs] == ["done"]
+    assert setting.by_seed("cpu_seconds") == {0: 3.0}
+    assert "running" not in (run / "report.html").read_text()
+    (setting,) = show_report(tmp_path)
+    assert [trial.status for trial in setting.runs] == ["running"], "seen from elsewhere; runs of report alone are none"

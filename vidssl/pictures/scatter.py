@@ -20,7 +20,7 @@ def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str]) -> np.n
     plot = axes(sheet, 10, 10, SIDE - 20, SIDE - 20)
     plot.axis("off")
     present = sorted(set(label.tolist()))
-    size = float(np.clip(9000 / len(places), 12, 90))
+    size = float(np.clip(14000 / len(places), 14, 90))
     for number, each in enumerate(present):
         part = places[label == each]
         look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number // len(COLORS) % len(MARKERS)]}

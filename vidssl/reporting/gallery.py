@@ -79,6 +79,11 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(file for file in (folder / "pictures").glob("*") if file.suffix in TYPES)
 
 
+def place(file: Path) -> tuple[int, str]:
+    """In a row of pictures of many runs."""
+    return next(i for i, kind in enumerate(KINDS) if file.stem.startswith(kind.start)), file.name
+
+
 def has(folder: Path, kind: str) -> bool:
     return any(file.stem.startswith(f"visualize-{kind}") for file in pictures(folder))
 
@@ -103,17 +108,20 @@ def _element(file: Path, kind: Kind) -> str:
     told = f"{kind.title}: {_words(file)}"
     if file.suffix == ".mp4":
         return _video(file, None)
-    with Image.open(file) as picture:
-        width = min(picture.width // kind.density, PAGE)
-    return _img(file, width, told)
+    return _img(file, min(_width(file) // kind.density, PAGE), told)
 
 
 def small(file: Path, label: str) -> str:
     """A thumbnail with its caption."""
     told = f"{label}: {_words(file)}" if label else _words(file)
     width = NARROW if file.stem.startswith("pretrain-") else WIDE
-    shown = _video(file, width) if file.suffix == ".mp4" else _img(file, width, told)
+    shown = _video(file, width) if file.suffix == ".mp4" else _img(file, min(width, _width(file)), told)
     return tag("figure", shown + tag("figcaption", html.escape(told)))
+
+
+def _width(file: Path) -> int:
+    with Image.open(file) as picture:
+        return picture.width
 
 
 def _words(file: Path) -> str:

@@ -203,12 +203,13 @@ def _changed(settings: list[Setting]) -> list[str]:
 
 
 def _pictures(settings: list[Setting]) -> str:
-    """Of the first run of each setting that left some."""
+    """Of the first run of each setting that left some; those of one name side by side. Curves are drawn above."""
     found = []
     for setting in settings:
         left = (gallery.pictures(run.folder) for run in setting.runs if run.folder)
-        found += [gallery.small(file, setting.label) for file in next(filter(None, left), [])]
-    return f'<div class="pictures">{"".join(found)}</div>' if found else "<p>These runs left no pictures.</p>"
+        found += [(file, setting.label) for file in next(filter(None, left), []) if "curves" not in file.stem]
+    shown = [gallery.small(*each) for each in sorted(found, key=lambda each: gallery.place(each[0]))]
+    return f'<div class="pictures">{"".join(shown)}</div>' if shown else "<p>These runs left no pictures.</p>"
 
 
 def _command(run: Trial) -> str:
