@@ -103,6 +103,7 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     problems += _sizes(config, tasks)
     known = {} if known is None else known
     problems += _data(config, tasks, known)
+    problems += _rates(config)
     problems += _checkpoint(config, tasks, known)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
         problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
@@ -173,6 +174,16 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
                 f"{key}.batch_size={batch}: batch norm and negatives need 2 videos or more on each of {ranks} ranks"
             )
     return problems
+
+
+def _rates(config: dict[str, Any]) -> list[str]:
+    """Whether layers that are trained at once, each with a rate of its own, stay apart."""
+    if config.get("linear", {}).get("rates") is None or not config["trainer"]["clip_grad"]:
+        return []
+    return [
+        f"trainer.clip_grad={config['trainer']['clip_grad']}: limits the gradients of all linear.rates together, which "
+        "are trained at once; set it to 0, or linear.rates=null"
+    ]
 
 
 def _is_half_on_cpu(config: dict[str, Any]) -> bool:
