@@ -92,6 +92,13 @@ def test_a_protocol_that_depends_on_the_backbone_wants_it_named(tmp_path: Path) 
     assert adopt_backbone(composed(*named), named)["backbone"] == {"name": "c3d"}
 
 
+def test_rates_that_are_trained_at_once_share_no_limit_of_gradients() -> None:
+    words = ["task=linear", "checkpoint=none", "linear.rates=[0.1,1.0]"]
+    (line,) = problems(*words, "trainer.clip_grad=1.0")
+    assert line.startswith("trainer.clip_grad=1.0: limits the gradients of all linear.rates together")
+    assert problems(*words) == problems("task=linear", "checkpoint=none", "trainer.clip_grad=1.0") == []
+
+
 @pytest.mark.parametrize("empty", ["train", "test"])
 def test_an_empty_split_is_refused(empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):

@@ -103,6 +103,7 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     problems += _sizes(config, tasks)
     known = {} if known is None else known
     problems += _data(config, tasks, known)
+    problems += _rates(config)
     problems += _checkpoint(config, tasks, known)
     problems += _chain(tasks)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
@@ -179,6 +180,16 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
 def _draws_inputs(key: str, task: Task, tasks: dict[str, Task]) -> bool:
     """Whether the task makes the method's views from clips of its own; those of pretrain are checked there."""
     return key == "visualize" and "inputs" in task.kinds and "pretrain" not in tasks
+
+
+def _rates(config: dict[str, Any]) -> list[str]:
+    """Whether layers that are trained at once, each with a rate of its own, stay apart."""
+    if config.get("linear", {}).get("rates") is None or not config["trainer"]["clip_grad"]:
+        return []
+    return [
+        f"trainer.clip_grad={config['trainer']['clip_grad']}: limits the gradients of all linear.rates together, which "
+        "are trained at once; set it to 0, or linear.rates=null"
+    ]
 
 
 def _is_half_on_cpu(config: dict[str, Any]) -> bool:

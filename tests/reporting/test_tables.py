@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from vidssl.reporting.runs import Setting, Trial, by_folds
+from tests.reporting.conftest import linear, make_run
+from vidssl.reporting.runs import Setting, Trial, by_folds, read_settings
 from vidssl.reporting.tables import by_run, differences, markdown, mean, not_done, over_folds, summary, write_csv
 
 
@@ -82,3 +83,12 @@ def test_folds_of_one_setting_are_averaged_whatever_their_seeds() -> None:
     sheet = over_folds(by_folds(settings))
     assert sheet.rows == [["i3d", "1, 2, 3", "57.7 +- 2.5"], ["s3d", "1, 2", "40.0 (1 of 2)"]]
     assert by_folds([WHOLE, BROKEN]) == []
+
+
+def test_a_sweep_over_folds_is_one_row(tmp_path: Path) -> None:
+    for place, top1 in enumerate((70.0, 72.0, 77.0)):
+        words = ["task=linear", "dataset=ucf101", f"dataset.fold={place + 1}"]
+        make_run(tmp_path / str(place), words, linear(top1))
+    settings = read_settings(tmp_path)
+    assert [setting.label for setting in settings] == ["1", "2", "3"]
+    assert over_folds(by_folds(settings)).rows == [["moco", "1, 2, 3", "73.0 +- 3.6"]]

@@ -5,6 +5,7 @@ Every number is written out here, from the releases; a protocol that changes in 
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import HOME
+from tests.conftest import HOME, launch, read_json
 from tests.test_configs import composed
 from vidssl import build
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.clips import Batch, ClipPlan
-from vidssl.command import register_resolvers
+from vidssl.command import DONE, register_resolvers
 from vidssl.data.sampling import frame_numbers
 from vidssl.data.spatial import CROPS
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
@@ -283,3 +284,16 @@ def flat(crop: dict[str, Any]) -> dict[str, Any]:
         key: [round(number, 9) for number in value] if key in ("area", "ratio") else value
         for key, value in crop.items()
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_task_runs_by_each_protocol(protocol: str, small: list[str], tmp_path: Path) -> None:
+    words = [f"protocol={protocol}", "backbone=tiny", "task=[finetune,linear,knn,retrieve,test]", "checkpoint=none"]
+    words += [f"{task}.{key}" for task in ("finetune", "linear") for key in ("epochs=1", "batch_size=8")]
+    answer = launch([*small, *words, "output=run"], tmp_path)
+    assert answer.status == DONE, answer.err
+    result = read_json(tmp_path / "run/result.json")
+    if protocol != "be":  # whose probe is ours, averaging logits
+        assert result["test"] == {name: value for name, value in result["linear"].items() if name in result["test"]}
+    assert next(iter(result["retrieve"])) == "R@1"

@@ -141,7 +141,7 @@ def _mean(found: list[Figures], name: str) -> str:
 
 MOST = 7  # settings in one figure
 
-LEFT, PANEL, GAP, STEP = 190, 250, 40, 34  # pixels
+LEFT, PANEL, GAP, STEP = 214, 250, 40, 34  # pixels
 
 
 def figure(settings: Sequence[tuple[str, list[Figures]]]) -> str:

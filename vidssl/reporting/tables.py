@@ -109,7 +109,8 @@ def differences(settings: list[Setting], baseline: str) -> Sheet:
 
 def over_folds(folds: list[Folds]) -> Sheet:
     """A row for each group: mean and spread over the folds, of each fold's mean over its seeds."""
-    names = column_names([setting for group in folds for setting in group.settings.values()])
+    every = [setting for group in folds for setting in group.settings.values()]
+    names = [name for name in column_names(every) if name != "cpu_seconds"]
     rows = []
     for group in folds:
         cells = []
