@@ -32,12 +32,24 @@ MAY_IMPORT = {
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "reporting": {"records", "slurm"},
     "pictures": {"reporting.axes"},
-    "tasks": GROUND | WINGS | {"build", "scores", "pictures", "reporting"},
+    "bench": GROUND | WINGS | {"build"},  # and nothing imports its baselines
+    "tasks": GROUND | WINGS | {"build", "bench", "scores", "pictures", "reporting"},
     "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},
     "command": {"registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
     | {"reporting.plan", "data.video"},
 }
-OWN_ROOM = {"data", "augment", "backbones", "methods", "engine", "evaluation", "pictures", "reporting", "tasks"}
+OWN_ROOM = {
+    "data",
+    "augment",
+    "backbones",
+    "methods",
+    "engine",
+    "evaluation",
+    "pictures",
+    "reporting",
+    "bench",
+    "tasks",
+}
 FILES = sorted((HOME / "vidssl").rglob("*.py"))
 # FAME is MoCo with one more step; tasks share no code with one another
 WITHIN = {"methods/fame.py": {"methods.moco", "methods.contrast"}}

@@ -9,7 +9,15 @@ import pytest
 from tests.conftest import launch, read_json
 from vidssl.command import DONE, WRONG
 
-SMALL = ("task=bench", "output=run", "backbone.width=4", "bench.batch_size=4", "bench.rounds=2", "crop_size=16")
+SMALL = (
+    "task=bench",
+    "bench.parts=[method]",
+    "output=run",
+    "backbone.width=4",
+    "bench.batch_size=4",
+    "bench.rounds=2",
+    "crop_size=16",
+)
 
 
 def test_a_step_is_measured_against_the_baseline(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long does a step take? Against a baseline that is measured in the same run, since machines are noisy."""
+"""How fast is it? Everything against a baseline that is measured in the same run, since machines are noisy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
+from vidssl.bench.timing import Row
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
@@ -21,18 +22,23 @@ from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError, Count
 from vidssl.tasks import TASKS, Task
 
+Part = Literal["method", "data", "aug", "step"]
+PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {}  # those of vidssl.bench
+
 
 @TASKS.register("bench")
 @dataclass(frozen=True)
 class Bench(ClipOptions, Task):
-    """Training steps of the method and of a baseline method, in turn: same backbone, batch, precision and optimizer.
+    """parts: method, training steps of the method and of a baseline method, in turn: same backbone, batch, precision
+    and optimizer; data, aug and step, see vidssl/bench.
 
-    A step is all that the trainer does with a batch, from uint8 clips on the device to the new weights. The clips are
-    random, so no data set is read. Figures: ratio (median over the rounds), its quartiles, seconds of both, and
-    flop_ratio, the ratio of multiplications and additions in convolutions and matrix products. On a CPU, seconds are
-    the process's own, of all its threads: what else the machine does counts little.
+    Of `method`: a step is all that the trainer does with a batch, from uint8 clips on the device to the new weights.
+    The clips are random, so no data set is read. Figures: ratio (median over the rounds), its quartiles, seconds of
+    both, and flop_ratio, the ratio of multiplications and additions in convolutions and matrix products. On a CPU,
+    seconds are the process's own, of all its threads: what else the machine does counts little.
     """
 
+    parts: Literal["all"] | tuple[Part, ...]
     batch_size: Count
     rounds: Count
     baseline: Annotated[dict, METHODS]
@@ -41,6 +47,15 @@ class Bench(ClipOptions, Task):
     schedule: Annotated[dict, SCHEDULES]
 
     def __call__(self, run: Run) -> dict[str, float]:
+        chosen = get_args(Part) if self.parts == "all" else self.parts
+        figures = self.method(run) if "method" in chosen else {}
+        rows = [row for name, measure in PARTS.items() if name in chosen for row in measure(run, self)]
+        for row in rows:
+            told = f", at least {row.least:g}" if row.least is not None else ""
+            run.log.say(f"{row.part}: {row.what}: {row.ratio:.2f} times as fast as {row.baseline}{told}")
+        return figures | {f"{row.part}: {row.what} / {row.baseline}": row.ratio for row in rows}
+
+    def method(self, run: Run) -> dict[str, float]:
         ours, theirs = self.step(run, run.config["method"]), self.step(run, self.baseline)
         flops = [count_flops(step) for step in (ours, theirs)]
         pairs = [(ours(), theirs()) for _ in run.log.track(range(self.rounds), self.rounds, "bench")]
