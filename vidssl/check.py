@@ -342,6 +342,12 @@ def _chain(tasks: dict[str, Task]) -> list[str]:
     return problems
 
 
+WITHOUT_CLASSIFIER = {  # of tasks that can do something else
+    "bias": "; bias.classifier=probe reads the features alone",
+    "visualize": "; visualize.kinds without confusion needs none",
+}
+
+
 def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, known: Listings) -> list[str]:
     """Whether the checkpoint's classifier tells as many classes as the data set has, for tasks that start from one."""
     for split in task.splits:
@@ -354,6 +360,6 @@ def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, know
                 f"checkpoint={config['checkpoint']}: its classifier tells {told} classes, "
                 f"dataset={config['dataset']['name']} has {classes}; task={key} needs the data set it was trained on, "
                 "or a classifier for this one first, from task=linear or finetune"
-                + ("; bias.classifier=probe reads the features alone" if key == "bias" else "")
+                + WITHOUT_CLASSIFIER.get(key, "")
             ]
     return []

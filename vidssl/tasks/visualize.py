@@ -98,6 +98,10 @@ class Visualize(ClipOptions, Task):
             return "classifier"
         return "nothing" if set(self.kinds) <= {"inputs", "curves"} else "backbone"
 
+    @property
+    def reads_classifier(self) -> bool:
+        return "confusion" in self.kinds
+
     def problems(self) -> list[str]:
         missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
         problems = []
