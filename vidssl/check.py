@@ -359,7 +359,6 @@ def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, know
             return [
                 f"checkpoint={config['checkpoint']}: its classifier tells {told} classes, "
                 f"dataset={config['dataset']['name']} has {classes}; task={key} needs the data set it was trained on, "
-                "or a classifier for this one first, from task=linear or finetune"
-                + WITHOUT_CLASSIFIER.get(key, "")
+                "or a classifier for this one first, from task=linear or finetune" + WITHOUT_CLASSIFIER.get(key, "")
             ]
     return []
