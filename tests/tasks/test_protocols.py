@@ -94,7 +94,7 @@ CROP = {
     "dclr": ((64, 104, 112), (8, 48, 224), False),
     "fima": ((8, 48, 224), (8, 48, 224), False),
 }
-MEANS = {"ours": KINETICS, "fame": KINETICS, "be": IMAGENET, "dclr": IMAGENET, "fima": KINETICS}
+MEANS = {"ours": KINETICS, "fame": KINETICS, "be": IMAGENET, "dclr": KINETICS, "fima": KINETICS}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
