@@ -87,7 +87,7 @@ class ClipDataset(Dataset):
         for frame, picture in rgb_frames(path, places, index, rotate=self.rotate):
             if not boxes:
                 shape = picture.shape
-                boxes = self._boxes(shape, generator, path)
+                boxes = self.boxes(shape, generator, path)
             elif picture.shape != shape:
                 raise VideoError(f"{path}: frame {frame} has another size than those before")
             for view, time in places[frame]:
@@ -100,8 +100,8 @@ class ClipDataset(Dataset):
         shares = [box.shares(*shape[:2]) for box in boxes]
         return clips, torch.tensor(shares, dtype=torch.float32)
 
-    def _boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
-        """Each view's crop. One is drawn for every view, also where it takes another's."""
+    def boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
+        """Each view's crop of a picture [H, W, 3]. One is drawn for every view, also where it takes another's."""
         views, boxes, of_window = self.plan.views, [], {}
         try:
             for view in views:

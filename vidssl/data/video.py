@@ -133,8 +133,13 @@ def rgb_frames(
         yield number, np.rot90(picture, turns) if turns else picture
 
 
-def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, decoded frame) of each wanted picture, in one pass over the file."""
+def decode(
+    path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex, effort: list[int] | None = None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, decoded frame) of each wanted picture, in one pass over the file.
+
+    effort: gets an entry for every jump, how many pictures were decoded after it.
+    """
     ordered = sorted(set(wanted))
     if not ordered:
         return
@@ -144,7 +149,7 @@ def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) ->
     missing = set(ordered)
     if index.numbering != "count":
         try:
-            for number, frame in _jump(path, ordered, index):
+            for number, frame in _jump(path, ordered, index, [] if effort is None else effort):
                 missing.remove(number)
                 yield number, frame
         except av.FFmpegError:
@@ -153,7 +158,9 @@ def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) ->
         yield from _count(path, missing)
 
 
-def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
+def _jump(
+    path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex, effort: list[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode only from the key pictures before wanted ones; ends early where the file surprises.
 
     wanted: ascending.
@@ -165,6 +172,7 @@ def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> 
             if index.numbering == "pts" and key - reader.position > SEEK_BEYOND:
                 packets = reader.packets_before(index, key)
             sent = yield from reader.decode_from(packets, key, wanted, index)
+            effort.append(reader.decoded)
             if not sent:
                 return
             wanted = [number for number in wanted if number not in sent]
@@ -192,7 +200,7 @@ def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int
 
 
 class _Reader:
-    """An open file, its first video stream, and the highest number whose packet was read."""
+    """An open file, its first video stream, the highest number whose packet was read."""
 
     def __init__(self, path: str | os.PathLike):
         try:
@@ -208,6 +216,7 @@ class _Reader:
         self.decoder = self.stream.codec_context
         self.decoder.thread_type = "NONE"  # a loader worker has one core
         self.position = 0
+        self.decoded = 0  # pictures, since the last jump
 
     def __enter__(self) -> _Reader:
         return self
@@ -308,6 +317,7 @@ class _Reader:
         unsent, keys, stamps = deque(wanted), set(index.keys), {}
         newest_key, key_stamp, skipping = key, None, None
         missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
+        self.decoded = 0
         for packet, number, may_be_left_out in packets:
             self.position = max(self.position, number or 0)
             if key_stamp is None:
@@ -326,6 +336,7 @@ class _Reader:
                 skipping = not needed
                 self.decoder.skip_frame = "NONREF" if skipping else "DEFAULT"
             for frame in self.decoder.decode(packet):
+                self.decoded += 1
                 if frame.pts == key_stamp and key > 0 and frame.pict_type != PictureType.I:
                     return set()  # said to be a place to start, but it refers to what came before (intra refresh)
                 if frame.pts in stamps:
@@ -335,6 +346,7 @@ class _Reader:
             if not unsent or index.key_before(unsent[0]) > newest_key:
                 break
         for frame in self.decoder.decode(None):
+            self.decoded += 1
             if frame.pts in stamps:
                 yield stamps[frame.pts], frame
         self.decoder.flush_buffers()
