@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ import av
 import numpy as np
 import torch
 
+from vidssl.bench.apart import Apart
 from vidssl.bench.loaders import (
     Job,
     Loader,
@@ -163,17 +165,13 @@ def file_rows(dataset: ClipDataset, clip_pairs: int, rounds: int, say: Callable[
     is_told = (dataset.clip_frames, dataset.frame_stride, dataset.crop_size) == LEAST_FOR
     least = LEAST.get(kind, {}) if is_told else {}
 
-    def ours() -> None:
-        for epoch in range(clip_pairs):
-            dataset.read(0, item_generator(dataset.seed, epoch, 0))
-
-    def all_of(read: Callable[[Job], object]) -> Callable[[], None]:
-        return lambda: [read(job) for job in jobs] and None
-
-    candidates = {"ours": ours, "pure decoding": all_of(decode_all)}
-    candidates |= {name: all_of(loader.clips) for name, (loader, _) in loaders.items()}
-    candidates |= {f"stage {name}": stage for name, stage in stages(dataset, jobs).items()}
-    seconds = interleaved(candidates, rounds)
+    with Apart() as apart:
+        candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
+        candidates["pure decoding"] = apart.start(each, decode_all, jobs)
+        candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
+        for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
+            candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, jobs, keeps_memory=True)
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
     rows = []
     for name in ("official style", *(name for name in candidates if not name.startswith(("ours", "stage", "off")))):
         if name in candidates:
@@ -219,36 +217,48 @@ def verdict(read: Callable[[Job], Pictures], jobs: list[Job], right: list[np.nda
     return f"{len(wrong)} of {total}, such as {wrong[0][1]} for {wrong[0][0]}" if wrong else ""
 
 
-def stages(dataset: ClipDataset, jobs: list[Job]) -> dict[str, Callable[[], object]]:
-    """Our path up to each of its stages, so that differences tell what each takes."""
+# Candidates: each is made in a process of its own, and then called again and again
 
-    def opened() -> None:
+
+def each(work: Callable, jobs: Sequence) -> Callable[[], None]:
+    def candidate() -> None:
         for job in jobs:
-            av.open(str(job.path), metadata_errors="ignore").close()
+            work(job)
 
-    def decoded() -> None:
-        for job in jobs:
-            for _ in decode(job.path, job.wanted, job.index):
-                pass
+    return candidate
 
-    def converted() -> None:
-        for job in jobs:
-            for _ in rgb_frames(job.path, job.wanted, job.index):
-                pass
 
-    def collated() -> None:
-        collate([dataset[epoch, 0] for epoch in range(len(jobs))])
+def ours(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
+    """What a worker does for each item."""
+    return each(lambda epoch: dataset.read(0, item_generator(dataset.seed, epoch, 0)), range(len(jobs)))
 
-    return {"open": opened, "decode": decoded, "convert": converted, "collate": collated}
+
+def opened(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
+    return each(lambda job: av.open(str(job.path), metadata_errors="ignore").close(), jobs)
+
+
+def decoded(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
+    return each(lambda job: deque(decode(job.path, job.wanted, job.index), maxlen=0), jobs)
+
+
+def converted(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
+    return each(lambda job: deque(rgb_frames(job.path, job.wanted, job.index), maxlen=0), jobs)
+
+
+def collated(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], object]:
+    return lambda: collate([dataset[epoch, 0] for epoch in range(len(jobs))])
+
+
+# Our path up to each of its stages, so that differences tell what each takes
+STAGES = {"open": opened, "decode": decoded, "convert": converted, "crop_resize": ours, "collate": collated}
 
 
 def split(seconds: dict[str, list[float]], clip_pairs: int) -> dict[str, float]:
     """Seconds of each stage of one unit of work, medians of the rounds' differences."""
-    order = ["stage open", "stage decode", "stage convert", "ours", "stage collate"]
-    names = ["open", "decode", "convert", "crop_resize", "collate"]
-    columns = [np.zeros(len(seconds["ours"])), *(np.array(seconds[name]) for name in order)]
+    columns = [np.zeros(len(seconds["ours"]))]
+    columns += [np.array(seconds["ours" if stage == "crop_resize" else f"stage {stage}"]) for stage in STAGES]
     spent = [statistics.median(after - before) / clip_pairs for before, after in pairwise(columns)]
-    return {f"{name}_seconds": max(0.0, float(value)) for name, value in zip(names, spent, strict=True)}
+    return {f"{stage}_seconds": max(0.0, float(value)) for stage, value in zip(STAGES, spent, strict=True)}
 
 
 def effort(jobs: list[Job]) -> float:
@@ -261,20 +271,30 @@ def effort(jobs: list[Job]) -> float:
 
 
 def scan_row(path: Path, rounds: int) -> Row:
-    seconds = interleaved({"ours": lambda: probe(path), "official style": lambda: scan_by_decoding(path)}, rounds)
+    with Apart() as apart:
+        candidates = {
+            "ours": apart.start(each, probe, [path], keeps_memory=True),
+            "official style": apart.start(each, scan_by_decoding, [path]),
+        }
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
     return compared("data", f"index {path.name}", seconds, "ours", "official style", LEAST_OF_SCAN)
 
 
 def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
     """Crop, resize, flip and nothing else, of pictures that lie in memory."""
-    pairs = list(zip(whole_file(jobs[0]), jobs[0].boxes, strict=True))
-
-    def each(crop: Callable) -> Callable[[], object]:
-        return lambda: [crop(pictures, box, jobs[0].size) for pictures, box in pairs]
-
-    seconds = interleaved({"ours": each(crop_bytes), "official style": each(crop_floats)}, rounds)
+    with Apart() as apart:
+        candidates = {
+            "ours": apart.start(cropped, crop_bytes, jobs[0], keeps_memory=True),
+            "official style": apart.start(cropped, crop_floats, jobs[0]),
+        }
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
     least = LEAST_OF_CROP if is_told else None
     return compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
+
+
+def cropped(crop: Callable, job: Job) -> Callable[[], None]:
+    pairs = list(zip(whole_file(job), job.boxes, strict=True))
+    return each(lambda pair: crop(*pair, job.size), pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

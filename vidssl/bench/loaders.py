@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.data.spatial import Box, as_tensor, resize
+from vidssl.data.spatial import Box, as_shown, as_tensor, resize
 from vidssl.data.video import VideoIndex
 
 
@@ -54,7 +54,7 @@ class Loader(NamedTuple):
 def crop_bytes(whole: Sequence[np.ndarray], box: Box, size: int) -> Tensor:
     """T times uint8 [H, W, 3] -> uint8 [T, 3, S, S]: only the box's pixels are touched."""
     part = np.stack([box.cut(picture) for picture in whole])
-    return resize(as_tensor(part), size, size, antialias=True)
+    return as_shown(resize(as_tensor(part), size, size, antialias=True), box)
 
 
 def crop_floats(whole: Sequence[np.ndarray], box: Box, size: int) -> Tensor:

@@ -33,8 +33,10 @@ class Material(NamedTuple):
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         scene = Scene(self.height, self.width)
         with av.open(str(unfinished), "w") as out:
-            options = {"sc_threshold": "0", "qscale": "4"} if self.codec == "mpeg4" else {"scenecut": "0"}
+            options = {"sc_threshold": "1000000000"} if self.codec == "mpeg4" else {"sc_threshold": "0"}
             stream = out.add_stream(self.codec, rate=25, options=options)
+            if self.codec == "mpeg4":
+                stream.bit_rate = 5 * self.width * self.height  # a second, as UCF101 has
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             stream.gop_size, stream.codec_context.max_b_frames = self.gop, self.b_frames
             stream.codec_context.thread_count = 1  # the same file on every machine

@@ -23,7 +23,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from vidssl.data.numbering import pts_numbering, split_vops, vop_numbering, vop_numbers
+from vidssl.data.numbering import VOP_START, pts_numbering, split_vops, vop_numbering, vop_numbers
 
 
 class VideoError(ValueError):
@@ -231,8 +231,10 @@ class _Reader:
         headers = bytes(self.decoder.extradata or b"")
         try:
             for packet in self.container.demux(self.stream):
+                if first is None and packet.size and not packets:
+                    first = self._first_of(packet, alone=True)
                 if first is None:
-                    first = self._first_of(packet)
+                    first = self._first_of(packet, alone=False)
                 if packet.size == 0:
                     continue
                 if packet.is_corrupt:
@@ -261,9 +263,15 @@ class _Reader:
         size = os.path.getsize(self.container.name)
         return f"cut off: its index reaches to byte {end}, the file has {size}" if end > size else None
 
-    def _first_of(self, packet: av.Packet) -> av.VideoFrame | None:
+    def _first_of(self, packet: av.Packet, *, alone: bool) -> av.VideoFrame | None:
+        """The first picture, if it is out with this packet. alone: try to get it from this packet without the next
+        ones, which cost more; if that fails the decoder knows nothing of it."""
         try:
-            return next(iter(self.decoder.decode(packet)), None)
+            frames = self.decoder.decode(packet)
+            if alone and not frames and packet.size:
+                frames = self.decoder.decode(None)
+                self.decoder.flush_buffers()
+            return next(iter(frames), None)
         except av.FFmpegError:
             return None
 
@@ -279,18 +287,26 @@ class _Reader:
 
     def _vops(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """One packet a coded picture, stamped with its number."""
-        place = 0
+        place, is_packed = 0, "x" in index.kinds
         for packet in self.container.demux(self.stream):
-            for piece in split_vops(bytes(packet)):
+            content = bytes(packet)
+            if not is_packed:  # one picture at most, says the scan
+                pieces = [content] if VOP_START in content else []
+            else:
+                pieces = list(split_vops(content))
+            for piece in pieces:
                 if place == len(index.kinds):
                     return  # not the file that was scanned
                 kind, number = index.kinds[place], index.vop_numbers[place]
                 place += 1
-                if kind != "x":
+                if kind == "x":
+                    continue
+                single = packet
+                if len(pieces) > 1:
                     single = av.Packet(len(piece))  # from bytes it would lack the zeros that decoders read behind it
                     single.update(piece)
-                    single.pts = number
-                    yield single, number, kind == "B"
+                single.pts = number
+                yield single, number, kind == "B"
 
     def packets_before(self, index: VideoIndex, key: int) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """Continue shortly before a key picture, or at the start of the file where its container seeks badly."""
