@@ -133,8 +133,8 @@ def _enter(
         "overrides": overrides,
         "end": None,
         "error": None,
-        "git": _git() or before.get("git"),  # a job runs a copy of the code, which git does not know
-        "versions": _versions(),
+        "git": git() or before.get("git"),  # a job runs a copy of the code, which git does not know
+        "versions": versions(),
         "tasks": before.get("tasks", {}),
     }
     write(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "output": str(output)})))
@@ -189,7 +189,7 @@ def _now() -> str:
 
 
 @cache
-def _git() -> dict[str, Any] | None:
+def git() -> dict[str, Any] | None:
     """Commit of the code that runs, and whether files differ from it."""
     home = Path(__file__).resolve().parent.parent
     if shutil.which("git") is None or not (home / ".git").exists():
@@ -201,7 +201,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": ask("rev-parse", "HEAD") or None, "changed": bool(ask("status", "--porcelain"))}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     names = ("vidssl", "torch", "av", "numpy", "kornia", "hydra-core", "omegaconf")
     found = {"python": platform.python_version()}
     for name in names:

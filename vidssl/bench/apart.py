@@ -55,9 +55,9 @@ class Apart:
 
 
 def _forks() -> Any:
-    """Processes that have imported what they need, and have done nothing else yet."""
+    """Processes that have imported the large libraries, and have done nothing else yet."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "av", "vidssl.bench.loaders", "vidssl.data.dataset"])
+    context.set_forkserver_preload(["torch", "av"])
     return context
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from vidssl.bench.apart import Apart
+from vidssl.bench.candidates import STAGES, cropped, each, ours, scan_by_decoding
 from vidssl.bench.loaders import (
     Job,
     Loader,
@@ -37,12 +37,12 @@ from vidssl.bench.material import DEFAULT
 from vidssl.bench.timing import Row, compared, interleaved
 from vidssl.build import Run, data_options
 from vidssl.clips import ClipPlan, View
-from vidssl.data.dataset import ClipDataset, collate
+from vidssl.data.dataset import ClipDataset
 from vidssl.data.loader import ClipLoader
 from vidssl.data.manifest import Manifest, Video
 from vidssl.data.sampling import frame_numbers, item_generator
 from vidssl.data.spatial import RandomResized
-from vidssl.data.video import VideoError, VideoIndex, decode, probe, rgb_frames
+from vidssl.data.video import VideoError, VideoIndex, decode, probe
 
 PLAN = ClipPlan(windows=2, views=(View(window=0), View(window=1)))
 CROP = RandomResized(area=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, antialias=True)
@@ -146,12 +146,6 @@ def jobs_of(dataset: ClipDataset, count: int, times: list[int]) -> list[Job]:
     return jobs
 
 
-def scan_by_decoding(path: Path) -> list[int]:
-    """The official style's index: presentation times of all pictures, in order."""
-    with av.open(str(path)) as container:
-        return sorted(frame.pts for frame in container.decode(video=0))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # One file
 
@@ -217,42 +211,6 @@ def verdict(read: Callable[[Job], Pictures], jobs: list[Job], right: list[np.nda
     return f"{len(wrong)} of {total}, such as {wrong[0][1]} for {wrong[0][0]}" if wrong else ""
 
 
-# Candidates: each is made in a process of its own, and then called again and again
-
-
-def each(work: Callable, jobs: Sequence) -> Callable[[], None]:
-    def candidate() -> None:
-        for job in jobs:
-            work(job)
-
-    return candidate
-
-
-def ours(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
-    """What a worker does for each item."""
-    return each(lambda epoch: dataset.read(0, item_generator(dataset.seed, epoch, 0)), range(len(jobs)))
-
-
-def opened(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
-    return each(lambda job: av.open(str(job.path), metadata_errors="ignore").close(), jobs)
-
-
-def decoded(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
-    return each(lambda job: deque(decode(job.path, job.wanted, job.index), maxlen=0), jobs)
-
-
-def converted(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], None]:
-    return each(lambda job: deque(rgb_frames(job.path, job.wanted, job.index), maxlen=0), jobs)
-
-
-def collated(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], object]:
-    return lambda: collate([dataset[epoch, 0] for epoch in range(len(jobs))])
-
-
-# Our path up to each of its stages, so that differences tell what each takes
-STAGES = {"open": opened, "decode": decoded, "convert": converted, "crop_resize": ours, "collate": collated}
-
-
 def split(seconds: dict[str, list[float]], clip_pairs: int) -> dict[str, float]:
     """Seconds of each stage of one unit of work, medians of the rounds' differences."""
     columns = [np.zeros(len(seconds["ours"]))]
@@ -290,11 +248,6 @@ def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
         seconds = interleaved(candidates, rounds, clock=apart.clock)
     least = LEAST_OF_CROP if is_told else None
     return compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
-
-
-def cropped(crop: Callable, job: Job) -> Callable[[], None]:
-    pairs = list(zip(whole_file(job), job.boxes, strict=True))
-    return each(lambda pair: crop(*pair, job.size), pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

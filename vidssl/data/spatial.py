@@ -1,4 +1,4 @@
-"""Crops of uint8 pictures: a box is drawn once a view, cut from every frame, resized with the whole clip, then mirrored."""
+"""Crops of uint8 pictures: a box is drawn once a view, cut from every frame, resized with the whole clip, mirrored."""
 
 from __future__ import annotations
 

@@ -290,10 +290,7 @@ class _Reader:
         place, is_packed = 0, "x" in index.kinds
         for packet in self.container.demux(self.stream):
             content = bytes(packet)
-            if not is_packed:  # one picture at most, says the scan
-                pieces = [content] if VOP_START in content else []
-            else:
-                pieces = list(split_vops(content))
+            pieces = list(split_vops(content)) if is_packed else [content] * (VOP_START in content)
             for piece in pieces:
                 if place == len(index.kinds):
                     return  # not the file that was scanned

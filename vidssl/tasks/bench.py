@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
-from vidssl.bench import data
+from vidssl.bench import data, record
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
@@ -59,9 +59,10 @@ class Bench(ClipOptions, Task):
         chosen = get_args(Part) if self.parts == "all" else self.parts
         figures = self.method(run) if "method" in chosen else {}
         rows = [row for name, measure in PARTS.items() if name in chosen for row in measure(run, self)]
-        for row in rows:
-            told = f", at least {row.least:g}" if row.least is not None else ""
-            run.log.say(f"{row.part}: {row.what}: {row.ratio:.2f} times as fast as {row.baseline}{told}")
+        if rows and run.log.is_main:
+            run.log.say(record.table(rows))
+            record.write(run.output / "bench.json", rows, run.config["bench"])
+            run.log.say(f"all figures: {run.output / 'bench.json'}")
         return figures | {f"{row.part}: {row.what} / {row.baseline}": row.ratio for row in rows}
 
     def method(self, run: Run) -> dict[str, float]:
