@@ -26,6 +26,7 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit status of a run's process
 NEUTRAL = (
     "output", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
     "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
+    "data.cache_folder",
 )  # fmt: skip
 
 
