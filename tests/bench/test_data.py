@@ -166,12 +166,15 @@ class Together(Apart):
         return call
 
 
-def test_a_file_has_a_row_for_each_loader_and_our_stages(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_has_a_row_for_each_loader_and_our_stages(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data, "Apart", Together)
-    rows = data.file_rows(data.dataset_of([path], CLIP, 0), 1, 2, print)
+    rows = data.file_rows(data.dataset_of([path], CLIP, 0), 1, 2, tmp_path, print)
     assert {"official style", "pure decoding", "whole file", "seek for each clip"} <= {row.baseline for row in rows}
     assert {row.ratio for row in rows} == {1.0}
     assert {row.what for row in rows} >= {"read a.mp4 (H.264, GOP 12)", "index a.mp4", "crop, resize, flip a.mp4"}
+    assert "read a.mp4 from a copy, mjpeg-128" in {row.what for row in rows}
     assert rows[0].figures.keys() >= {f"{stage}_seconds" for stage in data.STAGES}
     assert all(row.least is None for row in rows if row.what != "index a.mp4"), "told for clips of another size"
 
@@ -179,8 +182,8 @@ def test_a_file_has_a_row_for_each_loader_and_our_stages(path: Path, monkeypatch
 def test_what_is_promised_depends_on_the_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "Apart", Together)
     path = make_video(tmp_path / "b.avi", 50, codec="mpeg4", g="50")
-    rows = data.file_rows(data.dataset_of([path], (16, 2, 112), 0), 1, 1, print)
-    least = {row.baseline: row.least for row in rows if row.what.startswith("read")}
+    rows = data.file_rows(data.dataset_of([path], (16, 2, 112), 0), 1, 1, tmp_path, print)
+    least = {row.baseline: row.least for row in rows if row.what.startswith("read b.avi (")}
     assert least["official style"] == 4.5
     assert least["whole file"] is None
 
