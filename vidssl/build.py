@@ -14,6 +14,7 @@ from vidssl import distributed
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import ClipPlan
+from vidssl.data.cache import Form, folder_of, problems, with_copies
 from vidssl.data.dataset import ClipDataset
 from vidssl.data.loader import ClipLoader, DataOptions
 from vidssl.data.manifest import Listing, Manifest, read_manifest
@@ -201,10 +202,25 @@ def _scanned(
     render_missing(
         files, processes=processes, progress=lambda rows, total: run.log.track(rows, total, f"render {name}")
     )
-    return read_manifest(
+    found = read_manifest(
         files, window=window, drop=drop, cache=options.index_folder, processes=processes,
         progress=lambda rows, total: run.log.track(rows, total, f"scan {name}"),
     )  # fmt: skip
+    if options.cache is None or any(recipe.is_mask for recipe in files.recipes):
+        return found
+    folder = cache_folder(files, options)
+    copied = with_copies(
+        found, Form(options.cache, options.cache_short), folder, processes=processes,
+        progress=lambda rows, total: run.log.track(rows, total, f"copy {name}"),
+    )  # fmt: skip
+    for line in problems(found, folder):
+        run.log.say(f"no copy, the original is read: {line}")
+    return copied
+
+
+def cache_folder(files: Listing, options: DataOptions) -> Path:
+    """Where the videos' small copies are, of the form that data.cache and data.cache_short ask for."""
+    return folder_of(files.root, Form(options.cache, options.cache_short), options.index_folder, options.cache_folder)
 
 
 def training_loader(

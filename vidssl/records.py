@@ -26,6 +26,7 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit status of a run's process
 NEUTRAL = (
     "output", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
     "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
+    "data.cache_folder",
 )  # fmt: skip
 
 
@@ -133,8 +134,8 @@ def _enter(
         "overrides": overrides,
         "end": None,
         "error": None,
-        "git": _git() or before.get("git"),  # a job runs a copy of the code, which git does not know
-        "versions": _versions(),
+        "git": git() or before.get("git"),  # a job runs a copy of the code, which git does not know
+        "versions": versions(),
         "tasks": before.get("tasks", {}),
     }
     write(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "output": str(output)})))
@@ -189,7 +190,7 @@ def _now() -> str:
 
 
 @cache
-def _git() -> dict[str, Any] | None:
+def git() -> dict[str, Any] | None:
     """Commit of the code that runs, and whether files differ from it."""
     home = Path(__file__).resolve().parent.parent
     if shutil.which("git") is None or not (home / ".git").exists():
@@ -201,7 +202,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": ask("rev-parse", "HEAD") or None, "changed": bool(ask("status", "--porcelain"))}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     names = ("vidssl", "torch", "av", "numpy", "kornia", "hydra-core", "omegaconf")
     found = {"python": platform.python_version()}
     for name in names:

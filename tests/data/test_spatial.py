@@ -8,7 +8,17 @@ from PIL import Image
 
 from tests.conftest import moving_picture
 from vidssl.data.sampling import item_generator
-from vidssl.data.spatial import Box, Center, RandomResized, RandomRotated, TurnedBox, as_tensor, empty_clip, resize
+from vidssl.data.spatial import (
+    Box,
+    Center,
+    RandomResized,
+    RandomRotated,
+    TurnedBox,
+    as_shown,
+    as_tensor,
+    empty_clip,
+    resize,
+)
 
 
 def crop(**changes: object) -> RandomResized:
@@ -63,11 +73,20 @@ def test_box_shares_tell_where_a_crop_was_and_whether_mirrored() -> None:
     assert Box(0, 0, 100, 200).shares(100, 200) == (0, 0, 1, 1)
 
 
-def test_cut_mirrors() -> None:
-    picture = moving_picture(3)
-    plain, mirrored = (Box(5, 6, 40, 50, flag).cut(picture) for flag in (False, True))
-    np.testing.assert_array_equal(plain, picture[5:45, 6:56])
-    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_clip_mirrored_after_the_resize_is_one_mirrored_before_it(antialias: bool) -> None:
+    """Pixel by pixel, whatever the sizes: what is cut from every picture need not be mirrored itself."""
+    chance = np.random.default_rng(0)
+    for size in (32, 56, 112, 224):
+        for height, width in ((size, size), *chance.integers(9, 300, (10, 2))):
+            box = Box(5, 6, int(height), int(width), mirrored=True)
+            pictures = chance.integers(0, 256, (2, height + 9, width + 9, 3), np.uint8)
+            cut = np.stack([box.cut(picture) for picture in pictures])
+            np.testing.assert_array_equal(cut, pictures[:, 5 : 5 + height, 6 : 6 + width])
+            before = resize(as_tensor(np.ascontiguousarray(cut[:, :, ::-1])), size, size, antialias=antialias)
+            after = as_shown(resize(as_tensor(cut), size, size, antialias=antialias), box)
+            assert torch.equal(before, after)
+            assert torch.equal(as_shown(after, box._replace(mirrored=False)), after)
 
 
 @pytest.mark.parametrize("degrees", [-10.0, -3.7, 0.0, 0.4, 8.2, 10.0])

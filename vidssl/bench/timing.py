@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,17 @@ class Row(NamedTuple):
     high: float
     least: float | None = None  # what it should be at least; None: told for orientation
     seconds: float | None = None  # of ours, median
+    note: str = ""  # what a reader should know, such as that the baseline delivers wrong pictures
+    figures: Mapping[str, float] = MappingProxyType({})  # what else was measured
 
     @property
     def is_met(self) -> bool:
         return self.least is None or self.ratio >= self.least
+
+    @property
+    def spread(self) -> float:
+        """Between the quartiles, as a share of the ratio; above a tenth, look at another run."""
+        return (self.high - self.low) / self.ratio
 
 
 def interleaved(

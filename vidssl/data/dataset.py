@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from vidssl.clips import Batch, ClipPlan
 from vidssl.data.manifest import Manifest
 from vidssl.data.sampling import frame_numbers, item_generator
-from vidssl.data.spatial import AnyBox, as_tensor, empty_clip
+from vidssl.data.spatial import AnyBox, as_shown, as_tensor, empty_clip
 from vidssl.data.video import VideoError, rgb_frames
 
 MOST_ATTEMPTS = 20
@@ -87,7 +87,7 @@ class ClipDataset(Dataset):
         for frame, picture in rgb_frames(path, places, index, rotate=self.rotate):
             if not boxes:
                 shape = picture.shape
-                boxes = self._boxes(shape, generator, path)
+                boxes = self.boxes(shape, generator, path)
             elif picture.shape != shape:
                 raise VideoError(f"{path}: frame {frame} has another size than those before")
             for view, time in places[frame]:
@@ -96,12 +96,13 @@ class ClipDataset(Dataset):
                 parts[view][time] = boxes[view].cut(picture)
                 missing[view] -= 1
                 if missing[view] == 0:  # resize at once, so that few clips lie here at full size
-                    clips[view] = self.crop.resize(as_tensor(parts.pop(view)), size).transpose(0, 1)
+                    small = self.crop.resize(as_tensor(parts.pop(view)), size)
+                    clips[view] = as_shown(small, boxes[view]).transpose(0, 1)
         shares = [box.shares(*shape[:2]) for box in boxes]
         return clips, torch.tensor(shares, dtype=torch.float32)
 
-    def _boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
-        """Each view's crop. One is drawn for every view, also where it takes another's."""
+    def boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
+        """Each view's crop of a picture [H, W, 3]. One is drawn for every view, also where it takes another's."""
         views, boxes, of_window = self.plan.views, [], {}
         try:
             for view in views:

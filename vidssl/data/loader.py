@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,7 +19,7 @@ from vidssl import distributed
 from vidssl.clips import Batch
 from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.video import VideoError
-from vidssl.registry import Count, Share, Whole
+from vidssl.registry import Count, Share, Whole, Within
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class DataOptions:
     drop: list[Literal["damaged", "variable_rate", "rotated"]]  # kinds of videos to leave out everywhere
     most_damaged: Share  # of the videos may turn out damaged before a run stops
     index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
-    processes: Whole  # that scan or render; 0: one for each processor
+    processes: Whole  # that scan, render or make copies; 0: one for each processor
+    cache: Literal["mjpeg", "fastdecode"] | None  # read small copies in place of the videos
+    cache_short: Annotated[int, Within("[16, inf)")]  # length of the copies' short side
+    cache_folder: str | None  # where they are kept; null: beside the index
 
 
 class Order:

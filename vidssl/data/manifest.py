@@ -51,12 +51,13 @@ class Manifest:
     rows: Sequence[bytes]  # the videos' indices as JSON: one object each would bloat every worker
     flaws: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of all listed videos with it
     dropped: int = 0
+    files: Sequence[str] = ()  # where to read each video instead, relative to root or absolute; () where they lie
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def path(self, number: int) -> Path:
-        return self.root / self.videos[number].path
+        return self.root / (self.files[number] if self.files else self.videos[number].path)
 
     def index(self, number: int) -> VideoIndex:
         return VideoIndex.from_row(json.loads(self.rows[number]))
@@ -119,10 +120,10 @@ def scan(
 ) -> dict[str, dict]:
     """path -> {"video": index} or {"error": why not}, for all listed videos."""
     file = index_file(listing.root, cache)
-    known = _read_rows(file)
+    known = read_rows(file)
     paths = sorted({video.path for video in listing.videos})
     with ThreadPoolExecutor(16) as threads:  # network file systems answer slowly, but many at once
-        stamps = dict(zip(paths, threads.map(lambda path: _stamp(listing.root / path), paths), strict=True))
+        stamps = dict(zip(paths, threads.map(lambda path: stamp(listing.root / path), paths), strict=True))
     fresh = {p for p in paths if p in known and stamps[p] is not None and known[p].get("stamp") == stamps[p]}
     due = [path for path in paths if path not in fresh]
     if due:
@@ -145,7 +146,7 @@ def index_file(root: Path, cache: str | None = None) -> Path:
     return folder / f"{root.name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}.jsonl"
 
 
-def _read_rows(file: Path) -> dict[str, dict]:
+def read_rows(file: Path) -> dict[str, dict]:
     rows: dict[str, dict] = {}
     if not file.exists():
         return rows
@@ -164,7 +165,7 @@ def _read_rows(file: Path) -> dict[str, dict]:
     return rows
 
 
-def _stamp(path: Path) -> list[int] | None:
+def stamp(path: Path) -> list[int] | None:
     try:
         status = path.stat()
     except OSError:

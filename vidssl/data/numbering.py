@@ -85,9 +85,10 @@ def vop_kinds(headers: bytes, packets: list[bytes]) -> str:
     packed = PACKED.search(headers) is not None
     kinds, owed = "", 0
     for packet in packets:
-        bits = time_bits(packet) or bits
-        packed = packed or PACKED.search(packet) is not None
         pieces = list(split_vops(packet))
+        if packet.count(VOP_START[:3]) > len(pieces):  # headers among them
+            bits = time_bits(packet) or bits
+            packed = packed or PACKED.search(packet) is not None
         for piece in pieces:
             if bits is None:
                 return ""

@@ -1,4 +1,4 @@
-"""Crops of uint8 pictures: the box is drawn once a view, cut from every frame, resized with the whole clip."""
+"""Crops of uint8 pictures: a box is drawn once a view, cut from every frame, resized with the whole clip, mirrored."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ class Box(NamedTuple):
         return x0, self.top / down, x1, (self.top + self.height - 1) / down
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
-        """[H, W, 3] -> view [height, width, 3]."""
-        part = picture[self.top : self.top + self.height, self.left : self.left + self.width]
-        return part[:, ::-1] if self.mirrored else part
+        """[H, W, 3] -> view [height, width, 3], not mirrored."""
+        return picture[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 @CROPS.register("random_resized")
@@ -100,6 +99,7 @@ class TurnedBox:
     degrees: float
     frame_height: int
     frame_width: int
+    mirrored = False
 
     @property
     def height(self) -> int:
@@ -177,6 +177,12 @@ def square_side(height: int, width: int, size: int, resize_short: Literal["auto"
         return size
     short = size * 8 / 7 if resize_short == "auto" else resize_short
     return min(min(height, width), round(size * min(height, width) / short))
+
+
+def as_shown(clip: Tensor, box: AnyBox) -> Tensor:
+    """Mirror a clip [T, 3, S, S] where its box says so. After the resize, since that is the same, pixel by pixel, and
+    mirroring the box's own pixels takes longer than all else that is done to them."""
+    return clip.flip(-1) if box.mirrored else clip
 
 
 def resize(clip: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:

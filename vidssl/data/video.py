@@ -23,7 +23,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from vidssl.data.numbering import pts_numbering, split_vops, vop_numbering, vop_numbers
+from vidssl.data.numbering import VOP_START, pts_numbering, split_vops, vop_numbering, vop_numbers
 
 
 class VideoError(ValueError):
@@ -133,8 +133,13 @@ def rgb_frames(
         yield number, np.rot90(picture, turns) if turns else picture
 
 
-def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, decoded frame) of each wanted picture, in one pass over the file."""
+def decode(
+    path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex, effort: list[int] | None = None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, decoded frame) of each wanted picture, in one pass over the file.
+
+    effort: gets an entry for every jump, how many pictures were decoded after it.
+    """
     ordered = sorted(set(wanted))
     if not ordered:
         return
@@ -144,7 +149,7 @@ def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) ->
     missing = set(ordered)
     if index.numbering != "count":
         try:
-            for number, frame in _jump(path, ordered, index):
+            for number, frame in _jump(path, ordered, index, [] if effort is None else effort):
                 missing.remove(number)
                 yield number, frame
         except av.FFmpegError:
@@ -153,7 +158,9 @@ def decode(path: str | os.PathLike, wanted: Iterable[int], index: VideoIndex) ->
         yield from _count(path, missing)
 
 
-def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> Iterator[tuple[int, av.VideoFrame]]:
+def _jump(
+    path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex, effort: list[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode only from the key pictures before wanted ones; ends early where the file surprises.
 
     wanted: ascending.
@@ -165,6 +172,7 @@ def _jump(path: str | os.PathLike, wanted: Sequence[int], index: VideoIndex) -> 
             if index.numbering == "pts" and key - reader.position > SEEK_BEYOND:
                 packets = reader.packets_before(index, key)
             sent = yield from reader.decode_from(packets, key, wanted, index)
+            effort.append(reader.decoded)
             if not sent:
                 return
             wanted = [number for number in wanted if number not in sent]
@@ -192,7 +200,7 @@ def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int
 
 
 class _Reader:
-    """An open file, its first video stream, and the highest number whose packet was read."""
+    """An open file, its first video stream, the highest number whose packet was read."""
 
     def __init__(self, path: str | os.PathLike):
         try:
@@ -208,6 +216,7 @@ class _Reader:
         self.decoder = self.stream.codec_context
         self.decoder.thread_type = "NONE"  # a loader worker has one core
         self.position = 0
+        self.decoded = 0  # pictures, since the last jump
 
     def __enter__(self) -> _Reader:
         return self
@@ -222,8 +231,10 @@ class _Reader:
         headers = bytes(self.decoder.extradata or b"")
         try:
             for packet in self.container.demux(self.stream):
+                if first is None and packet.size and not packets:
+                    first = self._first_of(packet, alone=True)
                 if first is None:
-                    first = self._first_of(packet)
+                    first = self._first_of(packet, alone=False)
                 if packet.size == 0:
                     continue
                 if packet.is_corrupt:
@@ -252,9 +263,15 @@ class _Reader:
         size = os.path.getsize(self.container.name)
         return f"cut off: its index reaches to byte {end}, the file has {size}" if end > size else None
 
-    def _first_of(self, packet: av.Packet) -> av.VideoFrame | None:
+    def _first_of(self, packet: av.Packet, *, alone: bool) -> av.VideoFrame | None:
+        """The first picture, if it is out with this packet. alone: try to get it from this packet without the next
+        ones, which cost more; if that fails the decoder knows nothing of it."""
         try:
-            return next(iter(self.decoder.decode(packet)), None)
+            frames = self.decoder.decode(packet)
+            if alone and not frames and packet.size:
+                frames = self.decoder.decode(None)
+                self.decoder.flush_buffers()
+            return next(iter(frames), None)
         except av.FFmpegError:
             return None
 
@@ -270,18 +287,23 @@ class _Reader:
 
     def _vops(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """One packet a coded picture, stamped with its number."""
-        place = 0
+        place, is_packed = 0, "x" in index.kinds
         for packet in self.container.demux(self.stream):
-            for piece in split_vops(bytes(packet)):
+            content = bytes(packet)
+            pieces = list(split_vops(content)) if is_packed else [content] * (VOP_START in content)
+            for piece in pieces:
                 if place == len(index.kinds):
                     return  # not the file that was scanned
                 kind, number = index.kinds[place], index.vop_numbers[place]
                 place += 1
-                if kind != "x":
+                if kind == "x":
+                    continue
+                single = packet
+                if len(pieces) > 1:
                     single = av.Packet(len(piece))  # from bytes it would lack the zeros that decoders read behind it
                     single.update(piece)
-                    single.pts = number
-                    yield single, number, kind == "B"
+                single.pts = number
+                yield single, number, kind == "B"
 
     def packets_before(self, index: VideoIndex, key: int) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """Continue shortly before a key picture, or at the start of the file where its container seeks badly."""
@@ -308,6 +330,7 @@ class _Reader:
         unsent, keys, stamps = deque(wanted), set(index.keys), {}
         newest_key, key_stamp, skipping = key, None, None
         missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
+        self.decoded = 0
         for packet, number, may_be_left_out in packets:
             self.position = max(self.position, number or 0)
             if key_stamp is None:
@@ -326,6 +349,7 @@ class _Reader:
                 skipping = not needed
                 self.decoder.skip_frame = "NONREF" if skipping else "DEFAULT"
             for frame in self.decoder.decode(packet):
+                self.decoded += 1
                 if frame.pts == key_stamp and key > 0 and frame.pict_type != PictureType.I:
                     return set()  # said to be a place to start, but it refers to what came before (intra refresh)
                 if frame.pts in stamps:
@@ -335,6 +359,7 @@ class _Reader:
             if not unsent or index.key_before(unsent[0]) > newest_key:
                 break
         for frame in self.decoder.decode(None):
+            self.decoded += 1
             if frame.pts in stamps:
                 yield stamps[frame.pts], frame
         self.decoder.flush_buffers()

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
+from vidssl.bench import data, record
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
@@ -23,7 +25,7 @@ from vidssl.registry import ConfigError, Count
 from vidssl.tasks import TASKS, Task
 
 Part = Literal["method", "data", "aug", "step"]
-PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {}  # those of vidssl.bench
+PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure}  # those of vidssl.bench
 
 
 @TASKS.register("bench")
@@ -41,18 +43,26 @@ class Bench(ClipOptions, Task):
     parts: Literal["all"] | tuple[Part, ...]
     batch_size: Count
     rounds: Count
+    clip_pairs: Count
+    files: list[str] | None
+    material: str
     baseline: Annotated[dict, METHODS]
     augmentation: Augmentation
     optimizer: Annotated[dict, OPTIMIZERS]
     schedule: Annotated[dict, SCHEDULES]
 
+    def problems(self) -> list[str]:
+        missing = [path for path in self.files or () if not Path(path).exists()]
+        return [f"bench.files={path}: no such file or folder; null: files are rendered" for path in missing]
+
     def __call__(self, run: Run) -> dict[str, float]:
         chosen = get_args(Part) if self.parts == "all" else self.parts
         figures = self.method(run) if "method" in chosen else {}
         rows = [row for name, measure in PARTS.items() if name in chosen for row in measure(run, self)]
-        for row in rows:
-            told = f", at least {row.least:g}" if row.least is not None else ""
-            run.log.say(f"{row.part}: {row.what}: {row.ratio:.2f} times as fast as {row.baseline}{told}")
+        if rows and run.log.is_main:
+            run.log.say(record.table(rows))
+            record.write(run.output / "bench.json", rows, run.config["bench"])
+            run.log.say(f"all figures: {run.output / 'bench.json'}")
         return figures | {f"{row.part}: {row.what} / {row.baseline}": row.ratio for row in rows}
 
     def method(self, run: Run) -> dict[str, float]:

@@ -38,5 +38,8 @@ class Prepare(Task):
                 run.log.say(f"{split}: {line}")
             found |= {f"{split}_videos": float(len(videos)), f"{split}_listed": float(len(files.videos))}
             found |= {f"{split}_{flaw}": float(len(names)) for flaw, names in videos.flaws.items()}
-        run.log.say(f"index: {index_file(files.root, build.data_options(run).index_folder)}")
+        options = build.data_options(run)
+        run.log.say(f"index: {index_file(files.root, options.index_folder)}")
+        if options.cache:
+            run.log.say(f"copies: {build.cache_folder(files, options)}")
         return found

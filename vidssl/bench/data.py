@@ -1,0 +1,294 @@
+"""How fast are clips read? Ours against other loaders, on any files; first, whether all deliver the right pictures.
+
+A unit of work is one file: two random clips, each with a crop of its own, as pretraining reads them. Pictures are not
+turned, which the others do not do. One thread.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from vidssl.bench.apart import Apart
+from vidssl.bench.candidates import STAGES, cropped, each, ours, scan_by_decoding
+from vidssl.bench.loaders import (
+    Job,
+    Loader,
+    Pictures,
+    crop_bytes,
+    crop_floats,
+    decode_all,
+    installed,
+    whole_file,
+    wrong_pictures,
+)  # fmt: skip
+from vidssl.bench.material import DEFAULT
+from vidssl.bench.timing import Row, compared, interleaved
+from vidssl.build import Run, data_options
+from vidssl.clips import ClipPlan, View
+from vidssl.data.cache import Form, with_copies
+from vidssl.data.dataset import ClipDataset
+from vidssl.data.loader import ClipLoader
+from vidssl.data.manifest import Manifest, Video
+from vidssl.data.sampling import frame_numbers, item_generator
+from vidssl.data.spatial import RandomResized
+from vidssl.data.video import VideoError, VideoIndex, decode, probe
+
+PLAN = ClipPlan(windows=2, views=(View(window=0), View(window=1)))
+CROP = RandomResized(area=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, antialias=True)
+COPY = Form("mjpeg", 128)
+
+# How many times as fast as each baseline ours should be at least, by the kind of a file; for LEAST_FOR
+LEAST = {
+    "MPEG-4 packed": {"official style": 5.0, "torchcodec": 1.4},
+    "MPEG-4 without B, GOP 60": {"official style": 4.5, "torchcodec": 1.3, "pure decoding": 0.65},
+    "H.264, GOP 60": {"official style": 2.0, "torchcodec": 1.35, "pure decoding": 1.1},
+    "H.264, GOP 250": {"official style": 3.0, "torchcodec": 1.35, "pure decoding": 1.1},
+    "H.264 720p": {"official style": 3.3, "torchcodec": 1.6, "pure decoding": 1.1},
+}
+LEAST_OF_SCAN, LEAST_OF_CROP, LEAST_OF_COPIES = 20.0, 20.0, 20.0
+LEAST_FOR = (16, 2, 112)  # clip_frames, frame_stride, crop_size
+
+
+def measure(run: Run, options: Any) -> list[Row]:
+    """The part `data` of task=bench. options: its own, see vidssl/tasks/bench.py."""
+    rows, read = [], []
+    clip = (options.clip_frames, options.frame_stride, options.crop_size)
+    with one_thread():
+        for path in files(options.files, Path(options.material), run.log.say):
+            try:
+                dataset = dataset_of([path], clip, run.seed)
+                index = dataset.manifest.index(0)
+                if index.frames < clip[0] * clip[1]:
+                    raise VideoError(f"{path}: {index.frames} frames, a clip spans {clip[0] * clip[1]}")
+            except VideoError as error:
+                run.log.say(f"left out: {error}")
+                continue
+            run.log.say(f"{path.name}: {kind_of(index)}, {index.width} x {index.height}, {index.frames} frames")
+            copies = Path(options.material) / "copies"
+            rows += file_rows(dataset, options.clip_pairs, options.rounds, copies, run.log.say)
+            read.append(path)
+        if read:
+            rows += loader_rows(run, dataset_of(read, clip, run.seed), options)
+    return rows
+
+
+def clips_per_second(rows: Sequence[Row]) -> float | None:
+    """What the loader delivers with the run's workers, to compare with what a step takes."""
+    return next((row.figures["clips_per_second"] for row in rows if "clips_per_second" in row.figures), None)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+VIDEOS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".ts", ".m4v", ".mpg", ".wmv", ".flv"}
+FROM_FOLDER = 4  # files, evenly from the sorted ones
+
+
+def files(given: Sequence[str] | None, material: Path, say: Callable[[str], None]) -> list[Path]:
+    """Those named, some from each named folder; rendered ones if none are named."""
+    if given is None:
+        if not all((material / each.name).exists() for each in DEFAULT):
+            say(f"render files to measure with to {material}")
+        return [each.render(material) for each in DEFAULT]
+    found = []
+    for path in map(Path, given):
+        inside = sorted(p for p in path.rglob("*") if p.suffix in VIDEOS) if path.is_dir() else [path]
+        found += [inside[i] for i in np.linspace(0, len(inside) - 1, min(FROM_FOLDER, len(inside))).astype(int)]
+    return found
+
+
+def kind_of(index: VideoIndex) -> str:
+    """What decides how expensive it is to read from a file's middle. GOP: the longest way between key frames."""
+    gop = max(after - before for before, after in pairwise((*index.keys, index.frames)))
+    grade = "GOP 250" if gop > 120 else "GOP 60" if gop > 30 else "GOP 12"
+    if index.codec == "mpeg4":
+        return "MPEG-4 packed" if "x" in index.kinds else f"MPEG-4 with{'' if 'B' in index.kinds else 'out'} B, {grade}"
+    if index.codec == "h264":
+        return "H.264 720p" if min(index.height, index.width) >= 720 and gop > 30 else f"H.264, {grade}"
+    return index.codec
+
+
+def dataset_of(paths: Sequence[Path], clip: tuple[int, int, int], seed: int) -> ClipDataset:
+    """The path that training reads by, with indices that are there already."""
+    rows = [json.dumps(probe(path).to_row()).encode() for path in paths]
+    manifest = Manifest(Path(), [Video(str(path.resolve())) for path in paths], (), rows)
+    return ClipDataset(manifest, PLAN, CROP, *clip, seed, rotate=False)
+
+
+def jobs_of(dataset: ClipDataset, count: int, times: list[int]) -> list[Job]:
+    """What the dataset reads from its first video in so many epochs, for others to read the same."""
+    path, index = dataset.manifest.path(0), dataset.manifest.index(0)
+    jobs = []
+    for epoch in range(count):
+        generator = item_generator(dataset.seed, epoch, 0)
+        numbers = frame_numbers(dataset.plan, index.frames, dataset.clip_frames, dataset.frame_stride, generator)
+        boxes = dataset.boxes((index.height, index.width, 3), generator, path)
+        jobs.append(Job(path, index, times, numbers, boxes, dataset.crop_size))
+    return jobs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One file
+
+
+def file_rows(
+    dataset: ClipDataset, clip_pairs: int, rounds: int, folder: Path, say: Callable[[str], None]
+) -> list[Row]:
+    """Reading, also from a small copy, scanning and cropping; after a look at what each loader delivers.
+
+    folder: for the copy.
+    """
+    path, index = dataset.manifest.path(0), dataset.manifest.index(0)
+    jobs = jobs_of(dataset, clip_pairs, scan_by_decoding(path))
+    loaders = sound_loaders(dataset, jobs, say)
+    kind = kind_of(index)
+    is_told = (dataset.clip_frames, dataset.frame_stride, dataset.crop_size) == LEAST_FOR
+    least = LEAST.get(kind, {}) if is_told else {}
+
+    with Apart() as apart:
+        candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
+        copied = replace(dataset, manifest=with_copies(dataset.manifest, COPY, folder / str(COPY)))
+        candidates["copy"] = apart.start(ours, copied, jobs, keeps_memory=True)
+        candidates["pure decoding"] = apart.start(each, decode_all, jobs)
+        candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
+        for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
+            candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, jobs, keeps_memory=True)
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    rows = []
+    for name in (
+        "official style",
+        *(name for name in candidates if not name.startswith(("ours", "copy", "stage", "off"))),
+    ):
+        if name in candidates:
+            row = compared("data", f"read {path.name} ({kind})", seconds, "ours", name, least.get(name))
+            note = loaders[name][1] if name in loaders else ""
+            rows.append(row._replace(note=note, seconds=row.seconds / clip_pairs))
+    figures = split(seconds, clip_pairs) | {"decoded_per_used_picture": effort(jobs)}
+    rows[0] = rows[0]._replace(figures=figures)
+    if "official style" in seconds:
+        promised = LEAST_OF_COPIES if least else None
+        row = compared("data", f"read {path.name} from a copy, {COPY}", seconds, "copy", "official style", promised)
+        rows.append(row._replace(seconds=row.seconds / clip_pairs))
+    return [*rows, scan_row(path, rounds), crop_row(path, jobs, rounds, is_told)]
+
+
+def sound_loaders(dataset: ClipDataset, jobs: list[Job], say: Callable[[str], None]) -> dict[str, tuple[Loader, str]]:
+    """name -> (loader, what is wrong with its pictures) of those that can read the file. Ours must be exact."""
+    path, found = jobs[0].path, {}
+    plain = Loader(whole_file, crop_bytes)
+    for epoch, job in enumerate(jobs):
+        clips, _ = dataset.read(0, item_generator(dataset.seed, epoch, 0))
+        if not torch.equal(clips, plain.clips(job)):
+            raise VideoError(f"{path}: our reader's clips differ from those of a plain decode loop; please report this")
+    right = thumbnails(path)
+    for name, loader in installed().items():
+        try:
+            problem = verdict(loader.pictures, jobs, right)
+        except Exception as error:  # other people's libraries raise what they like
+            say(f"{path.name}: {name} cannot read it: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            continue
+        if problem:
+            say(f"{path.name}: {name} delivers wrong pictures: {problem}")
+        found[name] = loader, f"wrong pictures: {problem}" if problem else ""
+    return found
+
+
+def thumbnails(path: Path) -> list[np.ndarray]:
+    """Every fourth pixel of all pictures of a file, as a plain decode loop returns them."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24")[::4, ::4].copy() for frame in container.decode(video=0)]
+
+
+def verdict(read: Callable[[Job], Pictures], jobs: list[Job], right: list[np.ndarray]) -> str:
+    """What is wrong with the pictures that a loader delivers; nothing if they are right."""
+    wrong = [pair for job in jobs for pair in wrong_pictures(read(job), job, right)]
+    total = sum(job.numbers.size for job in jobs)
+    return f"{len(wrong)} of {total}, such as {wrong[0][1]} for {wrong[0][0]}" if wrong else ""
+
+
+def split(seconds: dict[str, list[float]], clip_pairs: int) -> dict[str, float]:
+    """Seconds of each stage of one unit of work, medians of the rounds' differences."""
+    columns = [np.zeros(len(seconds["ours"]))]
+    columns += [np.array(seconds["ours" if stage == "crop_resize" else f"stage {stage}"]) for stage in STAGES]
+    spent = [statistics.median(after - before) / clip_pairs for before, after in pairwise(columns)]
+    return {f"{stage}_seconds": max(0.0, float(value)) for stage, value in zip(STAGES, spent, strict=True)}
+
+
+def effort(jobs: list[Job]) -> float:
+    """Pictures decoded for each picture used."""
+    decoded: list[int] = []
+    for job in jobs:
+        for _ in decode(job.path, job.wanted, job.index, decoded):
+            pass
+    return sum(decoded) / sum(len(job.wanted) for job in jobs)
+
+
+def scan_row(path: Path, rounds: int) -> Row:
+    with Apart() as apart:
+        candidates = {
+            "ours": apart.start(each, probe, [path], keeps_memory=True),
+            "official style": apart.start(each, scan_by_decoding, [path]),
+        }
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    return compared("data", f"index {path.name}", seconds, "ours", "official style", LEAST_OF_SCAN)
+
+
+def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
+    """Crop, resize, flip and nothing else, of pictures that lie in memory."""
+    with Apart() as apart:
+        candidates = {
+            "ours": apart.start(cropped, crop_bytes, jobs[0], keeps_memory=True),
+            "official style": apart.start(cropped, crop_floats, jobs[0]),
+        }
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    least = LEAST_OF_CROP if is_told else None
+    return compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many processes
+
+PASSES = 8  # of each file in one round
+
+
+def loader_rows(run: Run, dataset: ClipDataset, options: Any) -> list[Row]:
+    """Clips a second, by the clock on the wall, of the loader as training has it."""
+    workers = max(1, data_options(run).workers)
+    many = replace(dataset.manifest, videos=dataset.manifest.videos * PASSES, rows=dataset.manifest.rows * PASSES)
+    repeated = replace(dataset, manifest=many)
+
+    def epochs(count: int) -> Callable[[], None]:
+        loader = ClipLoader(
+            repeated, 4, training=False, workers=count, prefetch=data_options(run).prefetch, pin=False,
+            most_damaged=0.0, report=run.log.say,
+        )  # fmt: skip
+        return lambda: [None for _ in loader.epoch(0)] and None
+
+    candidates = {"ours": epochs(workers), "no worker": epochs(0)}
+    seconds = interleaved(candidates, options.rounds, clock=time.perf_counter)
+    name = f"loader with {workers} worker{'s' if workers > 1 else ''}"
+    row = compared("data", name, seconds, "ours", "no worker")
+    clips = len(repeated) * len(PLAN.views)
+    return [row._replace(figures={"clips_per_second": clips / row.seconds, "workers": float(workers)})]

@@ -1,0 +1,94 @@
+"""Videos to measure with, rendered on the spot: their codec, size and distance of key frames are chosen."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from vidssl.data.spatial import as_tensor, resize
+
+
+class Material(NamedTuple):
+    """What a file is like: that a key frame stands every `gop` frames decides what reading from its middle costs."""
+
+    name: str
+    codec: str  # mpeg4 | libx264
+    width: int
+    height: int
+    frames: int
+    gop: int
+    b_frames: int  # at most so many in a row
+
+    def render(self, folder: Path) -> Path:
+        """Write the file unless it is there; its path."""
+        path = folder / self.name
+        if path.exists():
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+        scene = Scene(self.height, self.width)
+        with av.open(str(unfinished), "w") as out:
+            options = {"sc_threshold": "1000000000"} if self.codec == "mpeg4" else {"sc_threshold": "0"}
+            stream = out.add_stream(self.codec, rate=25, options=options)
+            if self.codec == "mpeg4":
+                stream.bit_rate = 5 * self.width * self.height  # a second, as UCF101 has
+            stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
+            stream.gop_size, stream.codec_context.max_b_frames = self.gop, self.b_frames
+            stream.codec_context.thread_count = 1  # the same file on every machine
+            for time in range(self.frames):
+                frame = av.VideoFrame.from_ndarray(scene.picture(time), format="rgb24")
+                frame.pts, frame.time_base = time, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        unfinished.replace(path)
+        return path
+
+
+DEFAULT = (
+    Material("mpeg4_p_g60.avi", "mpeg4", 320, 240, 180, 60, 0),
+    Material("h264_340x256_g60.mp4", "libx264", 340, 256, 300, 60, 3),
+    Material("h264_340x256_g250.mp4", "libx264", 340, 256, 300, 250, 3),
+    Material("h264_1280x720_g60.mp4", "libx264", 1280, 720, 300, 60, 3),
+)
+
+
+class Scene:
+    """A textured plane that a camera pans over, discs that move on it, and grain. Known by size and time alone."""
+
+    def __init__(self, height: int, width: int):
+        self.height, self.width = height, width
+        chance = np.random.default_rng([height, width])
+        self.margin = height // 4
+        self.plane = _clouds(chance, height + 2 * self.margin, width + 2 * self.margin)
+        self.grain = chance.normal(0, 2.5, (4, height, width, 1)).round().astype(np.int16)
+        self.sides = chance.integers(height // 8, height // 3, 6)
+        self.starts = chance.uniform(0, 1, (6, 2)) * (height, width)
+        self.steps = chance.normal(0, height / 90, (6, 2))
+        self.discs = [_clouds(chance, side, side) for side in self.sides]
+
+    def picture(self, time: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        top = self.margin + round(self.margin * 0.9 * np.sin(time / 37))
+        left = self.margin + round(self.margin * 0.9 * np.cos(time / 53))
+        picture = self.plane[top : top + self.height, left : left + self.width].copy()
+        for side, start, step, disc in zip(self.sides, self.starts, self.steps, self.discs, strict=True):
+            y, x = (start + time * step).astype(int) % (self.height - side, self.width - side)
+            reach = np.arange(side) - side / 2
+            inside = np.hypot(reach[:, None], reach) < side / 2
+            picture[y : y + side, x : x + side][inside] = disc[inside]
+        return (picture + self.grain[time % 4]).clip(0, 255).astype(np.uint8)
+
+
+def _clouds(chance: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Random colors on grids of several sizes. int16 [height, width, 3]."""
+    total = np.zeros((height, width, 3), np.int16)
+    for cells, weight in ((4, 0.4), (12, 0.3), (40, 0.2), (120, 0.1)):
+        grid = chance.integers(0, 256, (1, cells, cells, 3), np.uint8)
+        enlarged = resize(as_tensor(grid), height, width, antialias=False)[0].permute(1, 2, 0).numpy()
+        total += (enlarged * weight).astype(np.int16)
+    return total
