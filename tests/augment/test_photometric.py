@@ -14,6 +14,8 @@ from vidssl.augment.photometric import (
     OneOfFour,
     Photometric,
     add_brightness,
+    by_products,
+    by_taps,
     gaussian_blur,
     scale_contrast,
     scale_saturation,
@@ -158,6 +160,28 @@ def test_blur_width_once_per_run() -> None:
     widths = {chain(blur_draw="per_run").blur_sigma for _ in range(5)}
     assert len(widths) == 5
     assert all(low == high and 0.1 <= low <= 2.0 for low, high in widths)
+
+
+@pytest.mark.parametrize("flavor", ["jiggle", "jitter"])
+def test_clip_by_clip_is_what_the_whole_batch_gives_and_leaves_it_alone(clip: Tensor, flavor: str) -> None:
+    augment = chain(gray=0.3, jitter=0.7, blur=0.5, flavor=flavor, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    before = clip.clone()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        draws = augment.draw(6)
+        together = augment.normalized(augment._colored(clip, draws))
+        torch.testing.assert_close(augment.changed(clip, draws), together, rtol=0, atol=1e-6)
+        torch.manual_seed(seed)
+        assert torch.equal(augment(clip), augment.changed(clip, draws)), "forward draws, then applies"
+    assert torch.equal(clip, before)
+
+
+@pytest.mark.parametrize("side", [9, 50, 112])
+def test_shifted_frames_blur_as_matrix_products_do(side: int) -> None:
+    frames = torch.rand(2, 3, side, side + 7)
+    for sigma in (0.1, 0.7, 2.0):
+        size = kernel_size(side)
+        torch.testing.assert_close(by_taps(frames, size, sigma), by_products(frames, size, sigma), rtol=0, atol=1e-6)
 
 
 # -- one of four

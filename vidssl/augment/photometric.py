@@ -1,23 +1,41 @@
 """Color, blur and normalization of clips on their device; every draw holds for all frames of a clip.
 
 The chain of the papers' releases: gray, color jitter, Gaussian blur, normalization, in this order. Written for few
-passes over memory; tests hold every step against kornia.
+passes over memory, on CPUs clip by clip, which stays in the processor's cache; tests hold every step against kornia.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vidssl.augment.blur import blur_matrix, kernel_size
+from vidssl.augment.blur import blur_matrix, gaussian, kernel_size
 from vidssl.registry import Positive, Registry, Share
 
 AUGMENTS = Registry("augmentation", "vidssl.augment")
 
 LUMA = (0.299, 0.587, 0.114)
+TINY = 1e-30  # where all channels are equal, hue is 0 whatever stands below the fraction
+
+
+class Draws(NamedTuple):
+    """What chance decides about B clips; all on the CPU, so that nothing waits for a device."""
+
+    gray: Tensor  # bool [B]
+    jitter: Tensor  # bool [B]
+    factors: Tensor  # float32 [4, B]: of brightness, contrast, saturation; turns of hue
+    order: tuple[int, ...]  # of these four, for all clips
+    blur: Tensor  # bool [B]
+    sigma: Tensor  # float32 [B], pixels
+
+    def each(self) -> Iterator[Draws]:
+        """Those of the clips one by one."""
+        for i in range(len(self.gray)):
+            of = slice(i, i + 1)
+            yield Draws(self.gray[of], self.jitter[of], self.factors[:, of], self.order, self.blur[of], self.sigma[of])
 
 
 class Jittered(nn.Module):
@@ -75,15 +93,31 @@ class Photometric(Jittered):
 
     @torch.no_grad()
     def forward(self, clip: Tensor) -> Tensor:
-        count = clip.shape[0]
-        clip = _on_some(clip, _draw(count, self.gray), to_gray)
-        chosen = _draw(count, self.jitter)
-        factors = [_uniform(count, bounds) for bounds in self.ranges]
-        for step in torch.randperm(4).tolist():
-            if self.ranges[step] != NEUTRAL[step]:
-                clip = _on_some(clip, chosen, self.steps[step], factors[step])
+        return self.changed(clip, self.draw(len(clip)))
+
+    def draw(self, count: int) -> Draws:
+        gray, jitter = _draw(count, self.gray), _draw(count, self.jitter)
+        factors = torch.stack([_uniform(count, bounds) for bounds in self.ranges])
+        order = tuple(torch.randperm(4).tolist())
         sigma = _uniform(count, self.blur_sigma)
-        return self.normalized(_on_some(clip, _draw(count, self.blur), gaussian_blur, sigma))
+        return Draws(gray, jitter, factors, order, _draw(count, self.blur), sigma)
+
+    @torch.no_grad()
+    def changed(self, clip: Tensor, draws: Draws) -> Tensor:
+        """What these draws make of the clips: a new tensor."""
+        if clip.device.type != "cpu":
+            return self.normalized(self._colored(clip, draws))
+        found = torch.empty_like(clip, memory_format=torch.contiguous_format)
+        for one, into, drawn in zip(clip.split(1), found.split(1), draws.each(), strict=True):
+            torch.sub(self._colored(one, drawn), self.mean, out=into).div_(self.std)
+        return found
+
+    def _colored(self, clip: Tensor, draws: Draws) -> Tensor:
+        clip = _on_some(clip, draws.gray, to_gray)
+        for step in draws.order:
+            if self.ranges[step] != NEUTRAL[step]:
+                clip = _on_some(clip, draws.jitter, self.steps[step], draws.factors[step])
+        return _on_some(clip, draws.blur, gaussian_blur, draws.sigma)
 
 
 @AUGMENTS.register("one_of_four")
@@ -134,33 +168,70 @@ def scale_contrast(clip: Tensor, factor: Tensor) -> Tensor:
 
 def scale_saturation(clip: Tensor, factor: Tensor) -> Tensor:
     """Scale S of HSV, at most to 1. With hue and value fixed, each channel's distance to the largest scales with S."""
-    value = clip.amax(1, keepdim=True)
-    span = value - clip.amin(1, keepdim=True)
+    value, low = extremes(clip)
+    span = value - low
     limit = torch.where(span > 0, value / span, 1.0)  # brings S to 1
-    return value - (value - clip) * torch.minimum(factor, limit)
+    value, scale = value[:, None], torch.minimum(factor[:, 0], limit)[:, None]
+    return (clip - value).mul_(scale).add_(value)
 
 
 def shift_hue(clip: Tensor, turns: Tensor) -> Tensor:
-    """Turn H of HSV. turns [B, 1, 1, 1, 1]."""
-    value, largest = clip.max(dim=1, keepdim=True)
-    span = value - clip.amin(1, keepdim=True)
+    """Turn H of HSV. turns [B, 1, 1, 1, 1].
+
+    Each channel is low + span * (a trapezoid of the hue), and the three differ in where theirs lies.
+    """
+    value, low = extremes(clip)
+    span = value - low
     red, green, blue = clip.unbind(1)
-    ends = torch.stack([green - blue, blue - red, red - green], dim=1).gather(1, largest)
-    sector = torch.where(span > 0, ends / span, 0.0) + 2 * largest + 6 * turns  # hue in sixths of a turn
-    at = clip.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1, 1)  # where each channel's trapezoid begins
-    k = (sector + at) % 6
-    return value - span * torch.minimum(k, 4 - k).clamp(0, 1)
+    per_span = span.clamp(min=TINY).reciprocal_()
+    sector = (red - green).mul_(per_span).add_(4)  # hue in sixths of a turn, where blue is largest
+    sector = torch.where(green == value, (blue - red).mul_(per_span).add_(2), sector)
+    sector = torch.where(red == value, (green - blue).mul_(per_span), sector).add_(6 * turns[:, 0])
+    sector.sub_((sector / 6).floor_().mul_(6))
+    turned = torch.empty_like(clip, memory_format=torch.contiguous_format)
+    red, green, blue = turned.unbind(1)
+    torch.sub(sector, 3, out=red).abs_().sub_(1)
+    torch.sub(sector, 2, out=green).abs_().neg_().add_(2)
+    torch.sub(sector, 4, out=blue).abs_().neg_().add_(2)
+    return turned.clamp_(0, 1).mul_(span[:, None]).add_(low[:, None])
+
+
+def extremes(clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and smallest channel. [B, 3, T, H, W] -> 2 x [B, T, H, W]."""
+    red, green, blue = clip.unbind(1)
+    return torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
 
 
 def gaussian_blur(clip: Tensor, sigma: Tensor) -> Tensor:
     """Reflected border; sigma [B, 1, 1, 1, 1] in pixels, kernel a tenth of the height."""
-    h, w = clip.shape[-2:]
-    size = kernel_size(h)
-    blurred = []
-    for frames, width in zip(clip, sigma.flatten().tolist(), strict=True):
-        rows, columns = (blur_matrix(n, size, width).to(clip) for n in (h, w))
-        blurred.append(rows @ frames @ columns.T)
-    return torch.stack(blurred)
+    blurred = by_taps if clip.device.type == "cpu" else by_products
+    size = kernel_size(clip.shape[-2])
+    widths = sigma.flatten().tolist()
+    return torch.stack([blurred(frames, size, width) for frames, width in zip(clip, widths, strict=True)])
+
+
+def by_products(frames: Tensor, size: int, sigma: float) -> Tensor:
+    """[..., H, W] -> same shape: two matrix products, which GPUs do best."""
+    rows, columns = (blur_matrix(n, size, sigma).to(frames) for n in frames.shape[-2:])
+    return rows @ frames @ columns.T
+
+
+def by_taps(frames: Tensor, size: int, sigma: float) -> Tensor:
+    """[..., H, W] -> same shape: a sum of shifted frames, half as much work for CPUs as products with many zeros."""
+    for axis in (-1, -2):
+        frames = _blurred_along(frames, axis, gaussian(size, sigma).tolist())
+    return frames
+
+
+def _blurred_along(frames: Tensor, axis: int, taps: list[float]) -> Tensor:
+    reach, length = len(taps) // 2, frames.shape[axis]
+    first, last = frames.narrow(axis, 1, reach).flip(axis), frames.narrow(axis, length - 1 - reach, reach).flip(axis)
+    padded = torch.cat([first, frames, last], dim=axis)
+    blurred = frames * taps[reach]
+    for i in range(reach):
+        pair = padded.narrow(axis, i, length) + padded.narrow(axis, len(taps) - 1 - i, length)
+        blurred.add_(pair, alpha=taps[i])
+    return blurred
 
 
 def _kornia(name: str) -> Callable[[Tensor, Tensor], Tensor]:
