@@ -87,7 +87,7 @@ class Photometric(Jittered):
         std: tuple[Positive, Positive, Positive],
     ):
         super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
-        self.gray, self.blur, self.blur_sigma = gray, blur, blur_sigma
+        self.gray, self.blur, self.blur_sigma, self.flavor = gray, blur, blur_sigma, flavor
         if blur_draw == "per_run":
             self.blur_sigma = (_uniform(1, blur_sigma).item(),) * 2
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
+from vidssl.bench import aug
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
@@ -23,7 +24,7 @@ from vidssl.registry import ConfigError, Count
 from vidssl.tasks import TASKS, Task
 
 Part = Literal["method", "data", "aug", "step"]
-PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {}  # those of vidssl.bench
+PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"aug": aug.measure}
 
 
 @TASKS.register("bench")
