@@ -176,6 +176,13 @@ def test_clip_by_clip_is_what_the_whole_batch_gives_and_leaves_it_alone(clip: Te
     assert torch.equal(clip, before)
 
 
+def test_saturation_and_hue_in_one_are_one_after_the_other(clip: Tensor) -> None:
+    factor, turns = torch.rand(6, 1, 1, 1, 1) * 3, torch.rand(6, 1, 1, 1, 1) - 0.5
+    together = shift_hue(clip, turns, factor)
+    torch.testing.assert_close(together, shift_hue(scale_saturation(clip, factor), turns), rtol=0, atol=2e-6)
+    torch.testing.assert_close(together, scale_saturation(shift_hue(clip, turns), factor), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("side", [9, 50, 112])
 def test_shifted_frames_blur_as_matrix_products_do(side: int) -> None:
     frames = torch.rand(2, 3, side, side + 7)

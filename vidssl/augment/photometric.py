@@ -19,6 +19,7 @@ AUGMENTS = Registry("augmentation", "vidssl.augment")
 
 LUMA = (0.299, 0.587, 0.114)
 TINY = 1e-30  # where all channels are equal, hue is 0 whatever stands below the fraction
+NOTHING = 1e-9  # a share of a sum that float32 does not notice
 
 
 class Draws(NamedTuple):
@@ -114,10 +115,21 @@ class Photometric(Jittered):
 
     def _colored(self, clip: Tensor, draws: Draws) -> Tensor:
         clip = _on_some(clip, draws.gray, to_gray)
-        for step in draws.order:
-            if self.ranges[step] != NEUTRAL[step]:
-                clip = _on_some(clip, draws.jitter, self.steps[step], draws.factors[step])
+        for step, factors in self._steps(draws):
+            clip = _on_some(clip, draws.jitter, step, *factors)
         return _on_some(clip, draws.blur, gaussian_blur, draws.sigma)
+
+    def _steps(self, draws: Draws) -> Iterator[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+        """Of the jitter, in order, with what they need; saturation and hue in one where neighbors."""
+        order = [step for step in draws.order if self.ranges[step] != NEUTRAL[step]]
+        while order:
+            step, *rest = order
+            if self.flavor == "jiggle" and rest and {step, rest[0]} == {SATURATION, HUE}:
+                yield shift_hue, (draws.factors[HUE], draws.factors[SATURATION])
+                rest = rest[1:]
+            else:
+                yield self.steps[step], (draws.factors[step],)
+            order = rest
 
 
 @AUGMENTS.register("one_of_four")
@@ -169,31 +181,34 @@ def scale_contrast(clip: Tensor, factor: Tensor) -> Tensor:
 def scale_saturation(clip: Tensor, factor: Tensor) -> Tensor:
     """Scale S of HSV, at most to 1. With hue and value fixed, each channel's distance to the largest scales with S."""
     value, low = extremes(clip)
-    span = value - low
-    limit = torch.where(span > 0, value / span, 1.0)  # brings S to 1
-    value, scale = value[:, None], torch.minimum(factor[:, 0], limit)[:, None]
-    return (clip - value).mul_(scale).add_(value)
+    limit = value / (value - low).clamp_(min=TINY)  # brings S to 1
+    return torch.lerp(value[:, None], clip, torch.minimum(factor[:, 0], limit)[:, None])
 
 
-def shift_hue(clip: Tensor, turns: Tensor) -> Tensor:
-    """Turn H of HSV. turns [B, 1, 1, 1, 1].
+def shift_hue(clip: Tensor, turns: Tensor, saturation: Tensor | None = None) -> Tensor:
+    """Turn H of HSV. turns [B, 1, 1, 1, 1]. saturation: a factor of S as well; it does not change H, so one pass does.
 
-    Each channel is low + span * (a trapezoid of the hue), and the three differ in where theirs lies.
+    Each channel is a trapezoid of the hue between the smallest and the largest channel; the three differ in where
+    theirs lies. A trapezoid is the distance from its middle, cut off at a sixth and a third of a turn.
     """
     value, low = extremes(clip)
-    span = value - low
     red, green, blue = clip.unbind(1)
-    per_span = span.clamp(min=TINY).reciprocal_()
-    sector = (red - green).mul_(per_span).add_(4)  # hue in sixths of a turn, where blue is largest
-    sector = torch.where(green == value, (blue - red).mul_(per_span).add_(2), sector)
-    sector = torch.where(red == value, (green - blue).mul_(per_span), sector).add_(6 * turns[:, 0])
-    sector.sub_((sector / 6).floor_().mul_(6))
-    turned = torch.empty_like(clip, memory_format=torch.contiguous_format)
-    red, green, blue = turned.unbind(1)
-    torch.sub(sector, 3, out=red).abs_().sub_(1)
-    torch.sub(sector, 2, out=green).abs_().neg_().add_(2)
-    torch.sub(sector, 4, out=blue).abs_().neg_().add_(2)
-    return turned.clamp_(0, 1).mul_(span[:, None]).add_(low[:, None])
+    span = value - low
+    per_turn = (6 * span).clamp_(min=TINY).reciprocal_()
+    turns = turns[:, 0]
+    hue = (red - green).mul_(per_turn).add_(turns + 2 / 3)  # where blue is largest
+    hue = torch.where(green == value, (blue - red).mul_(per_turn).add_(turns + 1 / 3), hue)
+    hue = torch.where(red == value, (green - blue).mul_(per_turn).add_(turns), hue)
+    hue.sub_(hue.floor())
+    if saturation is not None:
+        span = torch.minimum(span.mul_(saturation[:, 0]), value)
+        low = value - span
+    turned, top, slope = torch.empty_like(clip, memory_format=torch.contiguous_format), low + 2 * span, 6 * span
+    middles = ((1 / 2, low - span, 1), (1 / 3, top, -1), (2 / 3, top, -1))
+    for channel, (middle, base, sign) in zip(turned.unbind(1), middles, strict=True):
+        torch.sub(hue, middle, out=channel).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(base, slope, channel, value=sign, out=channel)
+    return turned
 
 
 def extremes(clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,6 +244,8 @@ def _blurred_along(frames: Tensor, axis: int, taps: list[float]) -> Tensor:
     padded = torch.cat([first, frames, last], dim=axis)
     blurred = frames * taps[reach]
     for i in range(reach):
+        if taps[i] < NOTHING:
+            continue
         pair = padded.narrow(axis, i, length) + padded.narrow(axis, len(taps) - 1 - i, length)
         blurred.add_(pair, alpha=taps[i])
     return blurred
@@ -255,6 +272,7 @@ JITTER = (
     _kornia("adjust_saturation_with_gray_subtraction"),
     shift_hue,
 )
+SATURATION, HUE = 2, 3  # their places in these
 NEUTRAL = ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0))
 
 

@@ -32,7 +32,19 @@ class Options(Protocol):
 
 
 def measure(run: Run, options: Options) -> list[Row]:
-    """On moving pictures, with the probabilities and ranges of the configured chain."""
+    """On moving pictures, with the probabilities and ranges of the configured chain.
+
+    On one thread: what threads lose by waiting for one another depends on what else the machine does.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rows(run, options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(run: Run, options: Options) -> list[Row]:
     clip = moving_pictures(options.batch_size, options.clip_frames, options.crop_size).to(run.device)
     rows = [swap_row(run, options, clip)]
     augment = build.color(run, options.augmentation)
