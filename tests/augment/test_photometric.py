@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidssl.augment import photometric
 from vidssl.augment.blur import blur_matrix, kernel_size
 from vidssl.augment.photometric import (
     JITTER,
@@ -163,7 +164,11 @@ def test_blur_width_once_per_run() -> None:
 
 
 @pytest.mark.parametrize("flavor", ["jiggle", "jitter"])
-def test_clip_by_clip_is_what_the_whole_batch_gives_and_leaves_it_alone(clip: Tensor, flavor: str) -> None:
+@pytest.mark.parametrize("at_once", [600_000, 3 * 3 * 24 * 24, 1])
+def test_some_frames_at_a_time_give_what_the_whole_batch_gives(
+    clip: Tensor, flavor: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photometric, "CACHED", at_once)
     augment = chain(gray=0.3, jitter=0.7, blur=0.5, flavor=flavor, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     before = clip.clone()
     for seed in range(5):
