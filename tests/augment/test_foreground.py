@@ -18,6 +18,7 @@ from vidssl.augment.foreground import (
     motion,
     normalize,
     seed_region,
+    swap,
     top_mask,
 )
 
@@ -120,6 +121,14 @@ def test_ties_go_to_the_lower_index() -> None:
     assert top_mask(values, 3).tolist() == [[False, True, True, True, False, False]]
     assert not top_mask(values, 0).any()
     assert top_mask(values, 6).all()
+
+
+@pytest.mark.parametrize("kind", ["fame", "gauss"])
+def test_swapping_is_merging_with_the_donors_clips(kind: str) -> None:
+    clip, donors = torch.rand(4, 3, 5, 32, 32), torch.tensor([2, 1, 3, 0])
+    mask, before = foreground_mask(clip, beta=0.5, kind=kind), clip.clone()
+    assert torch.equal(swap(clip, donors, mask), merge(clip, clip[donors], mask))
+    assert torch.equal(clip, before)
 
 
 def test_a_soft_mask_blends() -> None:

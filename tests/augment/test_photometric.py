@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from vidssl.augment import photometric
 from vidssl.augment.blur import blur_matrix, kernel_size
 from vidssl.augment.photometric import (
     JITTER,
     OneOfFour,
     Photometric,
     add_brightness,
+    by_products,
+    by_taps,
     gaussian_blur,
     scale_contrast,
     scale_saturation,
@@ -158,6 +161,39 @@ def test_blur_width_once_per_run() -> None:
     widths = {chain(blur_draw="per_run").blur_sigma for _ in range(5)}
     assert len(widths) == 5
     assert all(low == high and 0.1 <= low <= 2.0 for low, high in widths)
+
+
+@pytest.mark.parametrize("flavor", ["jiggle", "jitter"])
+@pytest.mark.parametrize("at_once", [600_000, 3 * 3 * 24 * 24, 1])
+def test_some_frames_at_a_time_give_what_the_whole_batch_gives(
+    clip: Tensor, flavor: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photometric, "CACHED", at_once)
+    augment = chain(gray=0.3, jitter=0.7, blur=0.5, flavor=flavor, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    before = clip.clone()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        draws = augment.draw(6)
+        together = augment.normalized(augment._colored(clip, draws))
+        torch.testing.assert_close(augment.changed(clip, draws), together, rtol=0, atol=1e-6)
+        torch.manual_seed(seed)
+        assert torch.equal(augment(clip), augment.changed(clip, draws)), "forward draws, then applies"
+    assert torch.equal(clip, before)
+
+
+def test_saturation_and_hue_in_one_are_one_after_the_other(clip: Tensor) -> None:
+    factor, turns = torch.rand(6, 1, 1, 1, 1) * 3, torch.rand(6, 1, 1, 1, 1) - 0.5
+    together = shift_hue(clip, turns, factor)
+    torch.testing.assert_close(together, shift_hue(scale_saturation(clip, factor), turns), rtol=0, atol=2e-6)
+    torch.testing.assert_close(together, scale_saturation(shift_hue(clip, turns), factor), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("side", [9, 50, 112])
+def test_shifted_frames_blur_as_matrix_products_do(side: int) -> None:
+    frames = torch.rand(2, 3, side, side + 7)
+    for sigma in (0.1, 0.7, 2.0):
+        size = kernel_size(side)
+        torch.testing.assert_close(by_taps(frames, size, sigma), by_products(frames, size, sigma), rtol=0, atol=1e-6)
 
 
 # -- one of four

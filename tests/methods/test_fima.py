@@ -15,7 +15,6 @@ from tests.methods.test_moco import in_two_processes
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
 from vidssl.data.spatial import Box
-from vidssl.methods import contrast as shared
 from vidssl.methods import fima as module
 from vidssl.methods.fima import (
     FIMA,
@@ -217,7 +216,7 @@ def test_golden_step_after_each_pass(name: str, monkeypatch: pytest.MonkeyPatch)
 
     spy(method, "keys", keys)
     spy(method, "predict", predicted)
-    spy(shared, "queue_logits", instance)
+    spy(module, "contrast_loss", instance)
     spy(module, "dense_loss", dense)
     local, near, masks, tokens = [], [], [], []
     spy(method, "local_logits", local)
@@ -260,8 +259,8 @@ def test_golden_step_after_each_pass(name: str, monkeypatch: pytest.MonkeyPatch)
             )
 
     # logits and losses
-    close(instance[0], "logits_1")
-    close(instance[1], "logits_2")
+    close(instance[0][1], "logits_1")
+    close(instance[1][1], "logits_2")
     logits, target = local[0]
     b = len(query[0])
     for row, (v, t) in enumerate((v, t) for v in "nm" for t in (1, 2)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.conftest import fill, golden
 from vidssl import distributed
-from vidssl.methods.contrast import ContrastOptions, Queue, Twin, batch_logits, queue_logits
+from vidssl.methods.contrast import ContrastOptions, Queue, Twin, batch_logits, contrast_loss, queue_logits
 from vidssl.methods.moco import MoCo, Pair
 
 PLAIN = ContrastOptions(
@@ -102,7 +102,7 @@ def test_golden_steps_of_one_process_after_each_pass(name: str, monkeypatch: pyt
     monkeypatch.setattr(method, "contrast", lambda views: seen.append(contrast(views)) or seen[-1])
     for step in range(int(file["steps"])):
         out = method(Pair(*(torch.from_numpy(file[f"s{step}_im_{side}"]) for side in "qk")))
-        for turn, (logits, targets) in enumerate(seen[-1], start=1):
+        for turn, (_, logits, targets) in enumerate(seen[-1], start=1):
             close(logits, file[f"s{step}_logits_{turn}"], 2e-5)
             np.testing.assert_array_equal(targets.numpy(), file[f"s{step}_labels_{turn}"])
         close(out.loss, file[f"s{step}_loss"], 5e-6)
@@ -138,7 +138,7 @@ def _golden_rank(rank: int) -> None:
     orders = [torch.from_numpy(order) for order in file["shuffle"]]
     distributed.shared_permutation = lambda count: orders.pop(0)
     views = Pair(*(torch.from_numpy(file[f"r{rank}_im_{side}"]) for side in "qk"))
-    for turn, (logits, _) in enumerate(method.contrast(views), start=1):
+    for turn, (_, logits, _) in enumerate(method.contrast(views), start=1):
         close(logits, file[f"r{rank}_logits_{turn}"], 2e-5)
     assert not orders, "both passes shuffled"
     close(method.queue.keys.T, file[f"r{rank}_queue_after"], 2e-5)
@@ -158,11 +158,34 @@ def test_indistinguishable_keys_cost_the_logarithm_of_their_number() -> None:
     assert loss.item() == pytest.approx(math.log(32), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_loss_against_a_queue_is_cross_entropy_with_its_gradient(temperature: float, half: bool) -> None:
+    """Also where the queue moves on before the loss is differentiated, and float32 under half precision."""
+    torch.manual_seed(0)
+    queue, key = Queue(16, 300), F.normalize(torch.randn(5, 16), dim=1)
+    given = [F.normalize(torch.randn(5, 16), dim=1).requires_grad_() for _ in range(2)]
+    given[1].data.copy_(given[0].data)
+    expected = queue_logits(given[0], key, queue, temperature)
+    (3 * F.cross_entropy(expected, torch.zeros(5, dtype=torch.int64))).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss, logits, target = contrast_loss(given[1], key, queue, temperature)
+    queue.push(key)
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(F.cross_entropy(expected, target).item(), rel=1e-6)
+    torch.testing.assert_close(logits, expected.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(given[1].grad, given[0].grad, rtol=1e-5, atol=2e-6)
+    assert loss.dtype == logits.dtype == torch.float32
+    assert not logits.requires_grad
+    with torch.no_grad():
+        assert contrast_loss(given[1], key, queue, temperature)[0].isfinite()
+
+
 def test_default_order_keeps_a_clips_own_key_out_of_its_negatives() -> None:
     views = pair()
     both, each = moco(), moco(enqueue="after_each_pass")
-    (_, _), (second, _) = both.contrast(views)
-    (_, _), (second_as_released, _) = each.contrast(views)
+    _, (_, second, _) = both.contrast(views)
+    _, (_, second_as_released, _) = each.contrast(views)
     own = both.queue.keys[:6]
     query = F.normalize(both.online(views.right), dim=1)
     assert torch.allclose((query * own).sum(1), second_as_released[range(6), range(1, 7)] * 0.1, atol=1e-5)
@@ -198,30 +221,30 @@ def test_without_queue_the_other_keys_of_the_batch_are_the_negatives() -> None:
     torch.testing.assert_close(logits, query @ keys.T / 0.5)
     assert own.tolist() == [0, 1, 2, 3]
     method = moco(queue=0)
-    assert [tuple(logits.shape) for logits, _ in method.contrast(pair())] == [(6, 6), (6, 6)]
+    assert [tuple(logits.shape) for _, logits, _ in method.contrast(pair())] == [(6, 6), (6, 6)]
 
 
 def test_momentum_zero_keys_are_the_networks_own_without_gradient() -> None:
     method, views = moco(queue=0, momentum=0.0), pair()
     assert method.twin is None
     left, right = (F.normalize(method.online(view), dim=1) for view in views)
-    (first, own), (second, _) = method.contrast(views)
+    (loss, first, own), (_, second, _) = method.contrast(views)
     torch.testing.assert_close(first, left @ right.T / 0.1)
     torch.testing.assert_close(second, right @ left.T / 0.1)
     method.zero_grad()
-    F.cross_entropy(first, own).backward()
+    loss.backward()
     grad = method.online.head[-1].weight.grad.clone()
     method.zero_grad()
     F.cross_entropy(F.normalize(method.online(views.left), dim=1) @ right.detach().T / 0.1, own).backward()
     torch.testing.assert_close(grad, method.online.head[-1].weight.grad)
     one_way = moco(queue=0, momentum=0.0, symmetric=False).contrast(views)
     assert len(one_way) == 1
-    torch.testing.assert_close(one_way[0][0], first)
+    torch.testing.assert_close(one_way[0][1], first)
 
 
 def test_one_direction_alone() -> None:
     one, both = moco(symmetric=False), moco()
-    torch.testing.assert_close(one.contrast(pair())[0][0], both.contrast(pair())[0][0])
+    torch.testing.assert_close(one.contrast(pair())[0][1], both.contrast(pair())[0][1])
     assert len(one.contrast(pair())) == 1
     assert one.queue.place == 12
     assert both.queue.place == 12
@@ -230,8 +253,8 @@ def test_one_direction_alone() -> None:
 def test_permuting_the_batch_permutes_the_logits() -> None:
     views, order = pair(), torch.tensor([3, 0, 5, 1, 4, 2])
     plain, permuted = moco(), moco()
-    first, _ = plain.contrast(views)[0]
-    again, _ = permuted.contrast(Pair(*(view[order] for view in views)))[0]
+    _, first, _ = plain.contrast(views)[0]
+    _, again, _ = permuted.contrast(Pair(*(view[order] for view in views)))[0]
     torch.testing.assert_close(again, first[order], rtol=1e-4, atol=1e-5)
 
 

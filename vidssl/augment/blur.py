@@ -11,10 +11,14 @@ def kernel_size(side: int) -> int:
     return 2 * (int(0.1 * side) // 2) + 1
 
 
+def gaussian(size: int, sigma: float) -> Tensor:
+    """`size` taps that add up to 1, sigma in samples. -> float32 [size]."""
+    taps = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * sigma**2))
+    return taps / taps.sum()
+
+
 def blur_matrix(n: int, size: int, sigma: float) -> Tensor:
     """A Gaussian of `size` taps on a signal of `n` values, reflected at both ends. -> float32 [n, n]."""
-    taps = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * sigma**2))
-    taps = taps / taps.sum()
     source = (torch.arange(n)[:, None] + torch.arange(size) - size // 2).abs()
     source = torch.where(source >= n, 2 * (n - 1) - source, source)
-    return torch.zeros(n, n).scatter_add_(1, source, taps.expand(n, size))
+    return torch.zeros(n, n).scatter_add_(1, source, gaussian(size, sigma).expand(n, size))

@@ -59,6 +59,19 @@ def merge(clip: Tensor, background: Tensor, mask: Tensor) -> Tensor:
     return clip * mask + background * (1 - mask)
 
 
+def swap(clip: Tensor, donors: Tensor, mask: Tensor) -> Tensor:
+    """Paste each clip's foreground on another clip of the batch: merge(clip, clip[donors], mask).
+
+    donors int64 [B], on the CPU. There, clips are pasted one by one, so that none is copied first.
+    """
+    if clip.device.type != "cpu" or mask.dtype is not torch.bool:
+        return merge(clip, clip[donors.to(clip.device)], mask)
+    swapped = torch.empty_like(clip, memory_format=torch.contiguous_format)
+    for own, donor, foreground, into in zip(clip, donors.tolist(), mask, swapped, strict=True):
+        torch.where(foreground, own, clip[donor], out=into)
+    return swapped
+
+
 def motion(clip: Tensor) -> Tensor:
     """Mean absolute difference of adjacent frames, summed over color. [B, 3, T, H, W] -> [B, H, W]. Eq. 2."""
     return torch.stack([(frames[:, 1:] - frames[:, :-1]).abs().sum(0).mean(0) for frames in clip])

@@ -1,23 +1,44 @@
 """Color, blur and normalization of clips on their device; every draw holds for all frames of a clip.
 
 The chain of the papers' releases: gray, color jitter, Gaussian blur, normalization, in this order. Written for few
-passes over memory; tests hold every step against kornia.
+passes over memory, on CPUs some frames at a time, which stay in the processor's cache; tests hold every step against
+kornia.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vidssl.augment.blur import blur_matrix, kernel_size
+from vidssl.augment.blur import blur_matrix, gaussian, kernel_size
 from vidssl.registry import Positive, Registry, Share
 
 AUGMENTS = Registry("augmentation", "vidssl.augment")
 
 LUMA = (0.299, 0.587, 0.114)
+TINY = 1e-30  # where all channels are equal, hue is 0 whatever stands below the fraction
+CACHED = 600_000  # numbers that are worked on at once: a clip of 16 frames of 112 pixels, four frames of 224
+NOTHING = 1e-9  # a share of a sum that float32 does not notice
+
+
+class Draws(NamedTuple):
+    """What chance decides about B clips; all on the CPU, so that nothing waits for a device."""
+
+    gray: Tensor  # bool [B]
+    jitter: Tensor  # bool [B]
+    factors: Tensor  # float32 [4, B]: of brightness, contrast, saturation; turns of hue
+    order: tuple[int, ...]  # of these four, for all clips
+    blur: Tensor  # bool [B]
+    sigma: Tensor  # float32 [B], pixels
+
+    def each(self) -> Iterator[Draws]:
+        """Those of the clips one by one."""
+        for i in range(len(self.gray)):
+            of = slice(i, i + 1)
+            yield Draws(self.gray[of], self.jitter[of], self.factors[:, of], self.order, self.blur[of], self.sigma[of])
 
 
 class Jittered(nn.Module):
@@ -69,21 +90,50 @@ class Photometric(Jittered):
         std: tuple[Positive, Positive, Positive],
     ):
         super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
-        self.gray, self.blur, self.blur_sigma = gray, blur, blur_sigma
+        self.gray, self.blur, self.blur_sigma, self.flavor = gray, blur, blur_sigma, flavor
         if blur_draw == "per_run":
             self.blur_sigma = (_uniform(1, blur_sigma).item(),) * 2
 
     @torch.no_grad()
     def forward(self, clip: Tensor) -> Tensor:
-        count = clip.shape[0]
-        clip = _on_some(clip, _draw(count, self.gray), to_gray)
-        chosen = _draw(count, self.jitter)
-        factors = [_uniform(count, bounds) for bounds in self.ranges]
-        for step in torch.randperm(4).tolist():
-            if self.ranges[step] != NEUTRAL[step]:
-                clip = _on_some(clip, chosen, self.steps[step], factors[step])
+        return self.changed(clip, self.draw(len(clip)))
+
+    def draw(self, count: int) -> Draws:
+        gray, jitter = _draw(count, self.gray), _draw(count, self.jitter)
+        factors = torch.stack([_uniform(count, bounds) for bounds in self.ranges])
+        order = tuple(torch.randperm(4).tolist())
         sigma = _uniform(count, self.blur_sigma)
-        return self.normalized(_on_some(clip, _draw(count, self.blur), gaussian_blur, sigma))
+        return Draws(gray, jitter, factors, order, _draw(count, self.blur), sigma)
+
+    @torch.no_grad()
+    def changed(self, clip: Tensor, draws: Draws) -> Tensor:
+        """What these draws make of the clips: a new tensor."""
+        if clip.device.type != "cpu":
+            return self.normalized(self._colored(clip, draws))
+        found = torch.empty_like(clip, memory_format=torch.contiguous_format)
+        frames = max(1, CACHED // clip[0, :, 0].numel())
+        for one, into, drawn in zip(clip.split(1), found.split(1), draws.each(), strict=True):
+            for part, place in zip(one.split(frames, dim=2), into.split(frames, dim=2), strict=True):
+                torch.sub(self._colored(part, drawn), self.mean, out=place).div_(self.std)
+        return found
+
+    def _colored(self, clip: Tensor, draws: Draws) -> Tensor:
+        clip = _on_some(clip, draws.gray, to_gray)
+        for step, factors in self._steps(draws):
+            clip = _on_some(clip, draws.jitter, step, *factors)
+        return _on_some(clip, draws.blur, gaussian_blur, draws.sigma)
+
+    def _steps(self, draws: Draws) -> Iterator[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+        """Of the jitter, in order, with what they need; saturation and hue in one where neighbors."""
+        order = [step for step in draws.order if self.ranges[step] != NEUTRAL[step]]
+        while order:
+            step, *rest = order
+            if self.flavor == "jiggle" and rest and {step, rest[0]} == {SATURATION, HUE}:
+                yield shift_hue, (draws.factors[HUE], draws.factors[SATURATION])
+                rest = rest[1:]
+            else:
+                yield self.steps[step], (draws.factors[step],)
+            order = rest
 
 
 @AUGMENTS.register("one_of_four")
@@ -134,33 +184,75 @@ def scale_contrast(clip: Tensor, factor: Tensor) -> Tensor:
 
 def scale_saturation(clip: Tensor, factor: Tensor) -> Tensor:
     """Scale S of HSV, at most to 1. With hue and value fixed, each channel's distance to the largest scales with S."""
-    value = clip.amax(1, keepdim=True)
-    span = value - clip.amin(1, keepdim=True)
-    limit = torch.where(span > 0, value / span, 1.0)  # brings S to 1
-    return value - (value - clip) * torch.minimum(factor, limit)
+    value, low = extremes(clip)
+    limit = value / (value - low).clamp_(min=TINY)  # brings S to 1
+    return torch.lerp(value[:, None], clip, torch.minimum(factor[:, 0], limit)[:, None])
 
 
-def shift_hue(clip: Tensor, turns: Tensor) -> Tensor:
-    """Turn H of HSV. turns [B, 1, 1, 1, 1]."""
-    value, largest = clip.max(dim=1, keepdim=True)
-    span = value - clip.amin(1, keepdim=True)
+def shift_hue(clip: Tensor, turns: Tensor, saturation: Tensor | None = None) -> Tensor:
+    """Turn H of HSV. turns [B, 1, 1, 1, 1]. saturation: a factor of S as well; it does not change H, so one pass does.
+
+    Each channel is a trapezoid of the hue between the smallest and the largest channel; the three differ in where
+    theirs lies. A trapezoid is the distance from its middle, cut off at a sixth and a third of a turn.
+    """
+    value, low = extremes(clip)
     red, green, blue = clip.unbind(1)
-    ends = torch.stack([green - blue, blue - red, red - green], dim=1).gather(1, largest)
-    sector = torch.where(span > 0, ends / span, 0.0) + 2 * largest + 6 * turns  # hue in sixths of a turn
-    at = clip.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1, 1)  # where each channel's trapezoid begins
-    k = (sector + at) % 6
-    return value - span * torch.minimum(k, 4 - k).clamp(0, 1)
+    span = value - low
+    per_turn = (6 * span).clamp_(min=TINY).reciprocal_()
+    turns = turns[:, 0]
+    hue = (red - green).mul_(per_turn).add_(turns + 2 / 3)  # where blue is largest
+    hue = torch.where(green == value, (blue - red).mul_(per_turn).add_(turns + 1 / 3), hue)
+    hue = torch.where(red == value, (green - blue).mul_(per_turn).add_(turns), hue)
+    hue.sub_(hue.floor())
+    if saturation is not None:
+        span = torch.minimum(span.mul_(saturation[:, 0]), value)
+        low = value - span
+    turned, top, slope = torch.empty_like(clip, memory_format=torch.contiguous_format), low + 2 * span, 6 * span
+    middles = ((1 / 2, low - span, 1), (1 / 3, top, -1), (2 / 3, top, -1))
+    for channel, (middle, base, sign) in zip(turned.unbind(1), middles, strict=True):
+        torch.sub(hue, middle, out=channel).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(base, slope, channel, value=sign, out=channel)
+    return turned
+
+
+def extremes(clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and smallest channel. [B, 3, T, H, W] -> 2 x [B, T, H, W]."""
+    red, green, blue = clip.unbind(1)
+    return torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
 
 
 def gaussian_blur(clip: Tensor, sigma: Tensor) -> Tensor:
     """Reflected border; sigma [B, 1, 1, 1, 1] in pixels, kernel a tenth of the height."""
-    h, w = clip.shape[-2:]
-    size = kernel_size(h)
-    blurred = []
-    for frames, width in zip(clip, sigma.flatten().tolist(), strict=True):
-        rows, columns = (blur_matrix(n, size, width).to(clip) for n in (h, w))
-        blurred.append(rows @ frames @ columns.T)
-    return torch.stack(blurred)
+    blurred = by_taps if clip.device.type == "cpu" else by_products
+    size = kernel_size(clip.shape[-2])
+    widths = sigma.flatten().tolist()
+    return torch.stack([blurred(frames, size, width) for frames, width in zip(clip, widths, strict=True)])
+
+
+def by_products(frames: Tensor, size: int, sigma: float) -> Tensor:
+    """[..., H, W] -> same shape: two matrix products, which GPUs do best."""
+    rows, columns = (blur_matrix(n, size, sigma).to(frames) for n in frames.shape[-2:])
+    return rows @ frames @ columns.T
+
+
+def by_taps(frames: Tensor, size: int, sigma: float) -> Tensor:
+    """[..., H, W] -> same shape: a sum of shifted frames, half as much work for CPUs as products with many zeros."""
+    for axis in (-1, -2):
+        frames = _blurred_along(frames, axis, gaussian(size, sigma).tolist())
+    return frames
+
+
+def _blurred_along(frames: Tensor, axis: int, taps: list[float]) -> Tensor:
+    reach, length = len(taps) // 2, frames.shape[axis]
+    first, last = frames.narrow(axis, 1, reach).flip(axis), frames.narrow(axis, length - 1 - reach, reach).flip(axis)
+    padded = torch.cat([first, frames, last], dim=axis)
+    blurred = frames * taps[reach]
+    for i in range(reach):
+        if taps[i] < NOTHING:
+            continue
+        pair = padded.narrow(axis, i, length) + padded.narrow(axis, len(taps) - 1 - i, length)
+        blurred.add_(pair, alpha=taps[i])
+    return blurred
 
 
 def _kornia(name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -184,6 +276,7 @@ JITTER = (
     _kornia("adjust_saturation_with_gray_subtraction"),
     shift_hue,
 )
+SATURATION, HUE = 2, 3  # their places in these
 NEUTRAL = ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0))
 
 

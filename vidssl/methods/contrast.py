@@ -156,6 +156,50 @@ def contrast_logits(query: Tensor, keys: Tensor, queue: Queue | None, temperatur
     return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 
+def contrast_loss(
+    query: Tensor, keys: Tensor, queue: Queue | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropy of contrast_logits, float32 []; the logits, without gradient; the columns of the own keys.
+
+    Against a queue without a copy of it: its keys may be overwritten before the loss is differentiated.
+    """
+    if queue is None:
+        logits, own = batch_logits(query, keys, temperature)
+        return F.cross_entropy(logits, own), logits.detach(), own
+    loss, logits = QueueLoss.apply(query, distributed.own_rows(keys), queue.keys, temperature)
+    return loss, logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+
+
+class QueueLoss(torch.autograd.Function):
+    """query, key: unit float32 [B, D], keys [K, D] -> mean cross entropy [] and logits [B, 1 + K], own key first.
+
+    The gradient of the query is worked out together with the loss, when the queue is still as it was. Products are
+    written into tensors that are there, which also keeps them in float32 where networks work in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = query.new_empty(len(query), 1 + len(keys))
+        torch.mm(query, keys.T, out=logits[:, 1:])
+        logits[:, 0] = (query * key).sum(dim=1)
+        logits /= temperature
+        total = logits.logsumexp(dim=1, keepdim=True)
+        if ctx.needs_input_grad[0]:
+            share = (logits - total).exp_()
+            gradient = torch.empty_like(query)
+            torch.mm(share[:, 1:], keys, out=gradient)
+            gradient += (share[:, :1] - 1) * key
+            ctx.save_for_backward(gradient / (temperature * len(query)))
+        ctx.mark_non_differentiable(logits)
+        return (total[:, 0] - logits[:, 0]).mean(), logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, of_loss: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return of_loss * gradient, None, None, None
+
+
 def queue_logits(query: Tensor, key: Tensor, queue: Queue, temperature: float) -> Tensor:
     """[B, 1 + K]: the positive in column 0, then the queue as it is now."""
     positive = (query * key).sum(dim=1, keepdim=True)

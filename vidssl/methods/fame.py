@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.augment.background import others
-from vidssl.augment.foreground import foreground_mask, merge
+from vidssl.augment.foreground import foreground_mask, merge, swap
 from vidssl.clips import Batch
 from vidssl.methods.contrast import METHODS, ContrastOptions
 from vidssl.methods.moco import MoCo
@@ -49,7 +49,8 @@ class FAME(MoCo):
     def swap_background(self, clip: Tensor, other: Tensor) -> Tensor:
         """clip and other [B, 3, T, S, S], two clips of the same videos; float32 in [0, 1]."""
         if self.background == "inter":
-            other = clip[self.donors(len(clip)).to(clip.device)]
+            donors = self.donors(len(clip))
+            return swap(clip, donors, self.foreground(clip))
         return merge(clip, other, self.foreground(clip))
 
     def foreground(self, clip: Tensor) -> Tensor:

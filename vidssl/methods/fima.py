@@ -16,7 +16,7 @@ from vidssl import distributed
 from vidssl.augment.motion import First, motion_clip
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
-from vidssl.methods.contrast import METHODS, Embedder, Queue, Twin, across_ranks, contrast_logits, head_layers, unit
+from vidssl.methods.contrast import METHODS, Embedder, Queue, Twin, across_ranks, contrast_loss, head_layers, unit
 from vidssl.registry import ConfigError, Count, NotNegative, Positive, Whole, Within
 
 LOCAL = ("head", "tail")  # the clips of a window behind the map's time steps, in their order
@@ -245,15 +245,14 @@ class FIMA(Learner):
         """MoCo in both directions. query [2, B, D]; keys of all ranks [N, D]."""
         results = []
         for own, keys in zip(query, (right, left), strict=True):
-            results.append(contrast_logits(own, keys, self.queue, self.options.temperature))
+            results.append(contrast_loss(own, keys, self.queue, self.options.temperature))
             if self.queue is not None and self.options.enqueue == "after_each_pass":
                 self.queue.push(keys)
         if self.queue is not None and self.options.enqueue == "after_both":
             self.queue.push(right)
             self.queue.push(left)
-        (first, target), (second, _) = results
-        loss = (F.cross_entropy(first, target) + F.cross_entropy(second, target)) / 2
-        return loss, ((first + second).argmax(dim=1) == target).float().mean()
+        (first_loss, first, target), (second_loss, second, _) = results
+        return (first_loss + second_loss) / 2, ((first + second).argmax(dim=1) == target).float().mean()
 
     def local_loss(self, step: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Find the local clip behind a step of the map. step [2, B, t, D]; keys of all ranks [N, t, D]."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl import distributed
@@ -18,7 +17,7 @@ from vidssl.methods.contrast import (
     Embedder,
     Queue,
     Twin,
-    contrast_logits,
+    contrast_loss,
     embed,
     projector,
 )
@@ -61,13 +60,12 @@ class MoCo(Learner):
         return left, right
 
     def forward(self, views: Pair) -> StepOutput:
-        logits, targets = zip(*self.contrast(views), strict=True)
-        losses = [F.cross_entropy(each, target) for each, target in zip(logits, targets, strict=True)]
+        losses, logits, targets = zip(*self.contrast(views), strict=True)
         hit = (torch.stack(logits).mean(0).argmax(dim=1) == targets[0]).float().mean()
-        return StepOutput(torch.stack(losses).mean(), {"contrast_top1": hit.detach()})
+        return StepOutput(torch.stack(losses).mean(), {"contrast_top1": hit})
 
-    def contrast(self, views: Pair) -> list[tuple[Tensor, Tensor]]:
-        """Logits [B, 1 + K] (or [B, B * ranks] without a queue) and targets [B], of one or two passes."""
+    def contrast(self, views: Pair) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Loss [], logits [B, 1 + K] (or [B, B * ranks] without a queue) and targets [B], of one or two passes."""
         if self.twin is not None:
             self.twin.follow(self.online)
         passes = [(views.left, views.right), (views.right, views.left)][: 1 + self.options.symmetric]
@@ -75,7 +73,7 @@ class MoCo(Learner):
         results, pushed = [], []
         for turn, (query, (_, key_clip)) in enumerate(zip(queries, passes, strict=True)):
             keys = self.keys(key_clip, queries, turn)
-            results.append(contrast_logits(query, keys, self.queue, self.options.temperature))
+            results.append(contrast_loss(query, keys, self.queue, self.options.temperature))
             if self.queue is None:
                 continue
             pushed.append(keys)

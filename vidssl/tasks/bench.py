@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
-from vidssl.bench import data, record
+from vidssl.bench import aug, data, record
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
@@ -25,7 +25,7 @@ from vidssl.registry import ConfigError, Count
 from vidssl.tasks import TASKS, Task
 
 Part = Literal["method", "data", "aug", "step"]
-PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure}  # those of vidssl.bench
+PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure, "aug": aug.measure}  # of vidssl.bench
 
 
 @TASKS.register("bench")
