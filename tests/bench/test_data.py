@@ -219,7 +219,7 @@ def test_a_file_that_cannot_serve_is_left_out(tmp_path: Path) -> None:
     options = SimpleNamespace(
         clip_frames=4, frame_stride=2, crop_size=32, files=[str(short)], material=str(tmp_path), clip_pairs=1, rounds=1
     )
-    run = SimpleNamespace(log=SimpleNamespace(say=said.append), seed=0, config={})
+    run = SimpleNamespace(log=SimpleNamespace(say=said.append, is_main=True), seed=0, config={})
     assert data.measure(run, options) == []
     assert "left out" in said[0]
     assert "5 frames, a clip spans 8" in said[0]

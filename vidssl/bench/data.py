@@ -64,6 +64,8 @@ LEAST_FOR = (16, 2, 112)  # clip_frames, frame_stride, crop_size
 def measure(run: Run, options: Any) -> list[Row]:
     """The part `data` of task=bench. options: its own, see vidssl/tasks/bench.py."""
     rows, read = [], []
+    if not run.log.is_main:
+        return rows  # one process measures
     clip = (options.clip_frames, options.frame_stride, options.crop_size)
     with one_thread():
         for path in files(options.files, Path(options.material), run.log.say):
@@ -72,6 +74,8 @@ def measure(run: Run, options: Any) -> list[Row]:
                 index = dataset.manifest.index(0)
                 if index.frames < clip[0] * clip[1]:
                     raise VideoError(f"{path}: {index.frames} frames, a clip spans {clip[0] * clip[1]}")
+                if index.damage:
+                    raise VideoError(f"{path}: {index.damage}")
             except VideoError as error:
                 run.log.say(f"left out: {error}")
                 continue
@@ -94,8 +98,10 @@ def one_thread() -> Iterator[None]:
     """As in a worker."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

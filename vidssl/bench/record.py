@@ -72,22 +72,23 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def table(rows: Sequence[Row], width: int = 140) -> str:
+def table(rows: Sequence[Row], width: int = 180) -> str:
     """Ratios with their quartiles, what they should be at least, whether they are."""
     grid = Table(box=None, pad_edge=False)
-    for name in ("what", "baseline"):
-        grid.add_column(name, overflow="fold")
+    grid.add_column("what", no_wrap=True)
+    grid.add_column("baseline", no_wrap=True)
     for name in ("times", "quartiles", "at least"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("", overflow="fold")
+    before = None
     for row in rows:
         least = "" if row.least is None else f"{row.least:g}"
         met = "" if row.least is None else "met" if row.is_met else "NOT MET"
         remarks = [met, row.note, f"spread {row.spread:.0%}" if row.spread > WIDE else ""]
-        grid.add_row(
-            f"{row.part}: {row.what}", row.baseline, f"{row.ratio:.2f}", f"{row.low:.2f} - {row.high:.2f}", least,
-            "; ".join(filter(None, remarks)),
-        )  # fmt: skip
+        what = f"{row.part}: {row.what}" if row.what != before else ""
+        quartiles = f"{row.low:.2f} - {row.high:.2f}"
+        grid.add_row(what, row.baseline, f"{row.ratio:.2f}", quartiles, least, "; ".join(filter(None, remarks)))
+        before = row.what
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

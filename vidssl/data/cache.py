@@ -57,7 +57,7 @@ class Form:
 
     def add_stream(self, out: av.container.OutputContainer) -> av.VideoStream:
         if self.name == "mjpeg":
-            return out.add_stream("mjpeg", rate=25, options={"qmin": "3", "qmax": "3"})
+            return out.add_stream("mjpeg", rate=25, options={"qmin": "4", "qmax": "4"})
         options = {"crf": "18", "preset": "medium", "tune": "fastdecode", "bf": "0", "sc_threshold": "0"}
         stream = out.add_stream("libx264", rate=25, options=options)
         stream.gop_size, stream.codec_context.max_b_frames = 12, 0

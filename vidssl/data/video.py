@@ -67,6 +67,10 @@ class VideoIndex:
         """vop: number of each coded picture in file order; None for those that are not shown."""
         return vop_numbers(self.kinds)
 
+    @cached_property
+    def key_set(self) -> frozenset[int]:
+        return frozenset(self.keys)
+
     def key_before(self, number: int) -> int:
         """The nearest picture at or before `number` at which decoding may start."""
         return self.keys[bisect_right(self.keys, number) - 1]
@@ -327,7 +331,7 @@ class _Reader:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from picture `key` for as long as no jump to a later key picture is due; yields what is found of
         `wanted`, returns the numbers that were sent to the decoder (none if `key` did not come)."""
-        unsent, keys, stamps = deque(wanted), set(index.keys), {}
+        unsent, keys, stamps = deque(wanted), index.key_set, {}
         newest_key, key_stamp, skipping = key, None, None
         missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
         self.decoded = 0
