@@ -179,6 +179,7 @@ def test_copies_are_kept_beside_the_index_or_where_told(folder: Path, tmp_path: 
     assert cache._name("a/0.mp4", form) == "a/0.mp4.avi", "a/0.avi has another one"
 
 
+@pytest.mark.slow
 def test_making_in_processes_gives_the_same(folder: Path, tmp_path: Path) -> None:
     names = [f"{i}.mp4" for i in range(8)]
     for i, name in enumerate(names):

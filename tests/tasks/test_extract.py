@@ -68,6 +68,7 @@ def test_a_video_is_the_mean_of_its_clips_in_the_order_of_the_manifest(small: li
     assert not (tmp_path / "unit/features-train.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(small: list[str], tmp_path: Path) -> None:
     words = [*small, "extract.per=clip", "extract.batch_size=5", "extract.splits=[test]"]
     extracted(tmp_path / "one", *words)
