@@ -191,6 +191,7 @@ def test_making_in_processes_gives_the_same(folder: Path, tmp_path: Path) -> Non
     assert all(one.path(i).read_bytes() == two.path(i).read_bytes() for i in range(8))
 
 
+@pytest.mark.slow
 def test_a_run_reads_copies_and_is_another_run(tmp_path: Path, small: list[str]) -> None:
     words = [*small, *PRETRAIN, "pretrain.epochs=1", f"data.cache_folder={tmp_path}/copies", "output=run"]
     answer = launch([*words, "task=[prepare,pretrain]", "data.cache=mjpeg", "data.cache_short=32"], tmp_path)
