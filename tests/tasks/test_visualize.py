@@ -23,7 +23,7 @@ from tests.engine.test_official import entries, wrapped
 from vidssl.tasks import visualize
 from vidssl.tasks.visualize import Visualize, spread
 
-CHAIN = ("task=[pretrain,linear,retrieve,visualize,report]", "pretrain.epochs=2")
+CHAIN = ("task=[pretrain,linear,retrieve,bias,visualize,report]", "pretrain.epochs=2")
 NAMES = {
     "activations", "confusion", "curves", "inputs-1", "inputs-2", "kernels", "neighbors", "tsne",
 }  # fmt: skip
