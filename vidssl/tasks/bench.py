@@ -24,7 +24,7 @@ from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError, Count
 from vidssl.tasks import TASKS, Task
 
-Part = Literal["method", "data", "aug", "step"]
+Part = Literal["method", "data", "aug"]
 PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure, "aug": aug.measure}  # of vidssl.bench
 
 
@@ -32,7 +32,7 @@ PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure, "au
 @dataclass(frozen=True)
 class Bench(ClipOptions, Task):
     """parts: method, training steps of the method and of a baseline method, in turn: same backbone, batch, precision
-    and optimizer; data, aug and step, see vidssl/bench.
+    and optimizer; data and aug, see vidssl/bench.
 
     Of `method`: a step is all that the trainer does with a batch, from uint8 clips on the device to the new weights.
     The clips are random, so no data set is read. Figures: ratio (median over the rounds), its quartiles, seconds of
