@@ -33,15 +33,18 @@ class Material(NamedTuple):
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         scene = Scene(self.height, self.width)
         with av.open(str(unfinished), "w") as out:
-            options = {"sc_threshold": "1000000000"} if self.codec == "mpeg4" else {"sc_threshold": "0"}
+            # libx264's assembler code and conversion by several threads give other bytes from one call to the next
+            free = {"sc_threshold": "0", "x264-params": "asm=0"}
+            options = {"sc_threshold": "1000000000"} if self.codec == "mpeg4" else free
             stream = out.add_stream(self.codec, rate=25, options=options)
             if self.codec == "mpeg4":
                 stream.bit_rate = 5 * self.width * self.height  # a second, as UCF101 has
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             stream.gop_size, stream.codec_context.max_b_frames = self.gop, self.b_frames
-            stream.codec_context.thread_count = 1  # the same file on every machine
+            stream.codec_context.thread_count = 1
             for time in range(self.frames):
                 frame = av.VideoFrame.from_ndarray(scene.picture(time), format="rgb24")
+                frame = frame.reformat(format="yuv420p", threads=1)
                 frame.pts, frame.time_base = time, Fraction(1, 25)
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
