@@ -25,6 +25,7 @@ from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_we
 from vidssl.engine.log import Log
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.engine.trainer import HALF, Trainer, TrainerOptions
+from vidssl.evaluation.classifier import Classifier, restored
 from vidssl.evaluation.features import per_video
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
@@ -141,6 +142,14 @@ def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
     )
 
 
+def classifier(run: Run, network: nn.Module) -> Classifier | None:
+    """The last layer of the run's checkpoint behind its backbone, in evaluation mode, if it has one."""
+    weights = None if run.checkpoint in (None, UNTRAINED) else load_weights(run.checkpoint)
+    if weights is None or not weights.classifier:
+        return None
+    return restored(network, nn.Identity(), weights.classifier, unit=weights.unit).to(run.device).eval()
+
+
 def method(run: Run, augmentation: Augmentation) -> Learner:
     return METHODS.build(run.config["method"], backbone(run), color(run, augmentation))
 
@@ -236,20 +245,12 @@ def training_loader(
 
 
 def evaluation_loader(
-    run: Run, clips: int, crop: dict, clip: ClipOptions, batch_size: int, *, split: str
+    run: Run, clips: int, crop: dict, clip: ClipOptions, batch_size: int | Sequence[Sequence[int]], *, split: str
 ) -> ClipLoader:
-    """Every video once, with evenly spread clips. batch_size: videos, on each rank."""
+    """Every video once, with evenly spread clips. batch_size: videos, on each rank; or the manifest's places that stand
+    in each batch, of all ranks, who take turns."""
     videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=False)
     return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, batch_size, training=False)
-
-
-def told_loader(
-    run: Run, clips: int, crop: dict, clip: ClipOptions, batches: Sequence[Sequence[int]], *, split: str
-) -> ClipLoader:
-    """As evaluation_loader, with the manifest's places that stand in each batch, of all ranks, who take turns."""
-    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=False)
-    own = batches[distributed.rank() :: distributed.world()]
-    return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, own, training=False)
 
 
 def _loader(

@@ -12,7 +12,7 @@ from torch import Tensor
 from vidssl import build
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_atomically
-from vidssl.evaluation.metrics import accuracy, class_rows, hits, interval
+from vidssl.evaluation.metrics import accuracy, bounds, class_rows, hits
 
 
 def scored(run: Run, task: str, scores: Callable[[str], dict[str, Tensor]]) -> dict[str, float]:
@@ -32,8 +32,8 @@ def scored(run: Run, task: str, scores: Callable[[str], dict[str, Tensor]]) -> d
 
 def figures(result: dict[str, Tensor], seed: int) -> dict[str, float]:
     """In percent: top1, top5, the mean of the classes' top1, and the 95 % interval of top1 over videos."""
-    low, high = interval(hits(result["value"], result["label"]), seed=seed)
-    return accuracy(result["value"], result["label"]) | {"top1_low": low, "top1_high": high}
+    scores, label = result["value"], result["label"]
+    return accuracy(scores, label) | bounds("top1", hits(scores, label), seed)
 
 
 def write_files(folder: Path, task: str, result: dict[str, Tensor], classes: list[str]) -> None:

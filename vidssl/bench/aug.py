@@ -15,7 +15,7 @@ from vidssl import build
 from vidssl.augment.foreground import foreground_mask, swap
 from vidssl.augment.photometric import JIGGLE, NEUTRAL, Photometric, gaussian_blur, to_gray
 from vidssl.bench.released import ColorChain, ForegroundSwap
-from vidssl.bench.timing import Row, compared, interleaved, on_device
+from vidssl.bench.timing import Row, compared, interleaved, on_device, one_thread
 from vidssl.build import Augmentation, Run
 
 COLOR, SWAP = 3.0, 2.5  # times as fast on CPUs, at least
@@ -36,12 +36,8 @@ def measure(run: Run, options: Options) -> list[Row]:
 
     On one thread: what threads lose by waiting for one another depends on what else the machine does.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _rows(run, options)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(run: Run, options: Options) -> list[Row]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +33,7 @@ from vidssl.bench.loaders import (
     wrong_pictures,
 )  # fmt: skip
 from vidssl.bench.material import DEFAULT
-from vidssl.bench.timing import Row, compared, interleaved
+from vidssl.bench.timing import Row, compared, interleaved, one_thread
 from vidssl.build import Run, data_options
 from vidssl.clips import ClipPlan, View
 from vidssl.data.cache import Form, with_copies
@@ -91,17 +90,6 @@ def measure(run: Run, options: Any) -> list[Row]:
 def clips_per_second(rows: Sequence[Row]) -> float | None:
     """What the loader delivers with the run's workers, to compare with what a step takes."""
     return next((row.figures["clips_per_second"] for row in rows if "clips_per_second" in row.figures), None)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ def _as_many_workers_as_asked() -> Iterator[None]:
 class ClipLoader:
     """Loads batches with worker processes; says how many videos could not be read and which.
 
-    batch_size: of this rank; or the indices in each of its batches. most_damaged: share of the videos that may turn out
-    damaged before a run is stopped.
+    batch_size: of this rank; or the indices in each batch of all ranks, who take turns. most_damaged: share of the
+    videos that may turn out damaged before a run is stopped.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ClipLoader:
                 len(dataset), batch_size, seed=dataset.seed, training=training, rank=rank, world=world
             )
         else:
-            self.order = Told(batch_size)
+            self.order = Told(batch_size[rank::world])
         self.damaged: dict[int, str] = {}
         with _as_many_workers_as_asked():
             self.loader = DataLoader(

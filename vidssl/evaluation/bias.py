@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.evaluation.metrics import hits, interval, prefers_motion
+from vidssl.evaluation.metrics import bounds, hits, prefers_motion
 
 # What is shown in place of a test video's clips. The first is the video itself; `before_own` and `other_motion` have no
 # accuracy: the one is there to be compared with, the other has a class of its own
@@ -34,8 +34,7 @@ def likeness(features: Tensor, changed: Tensor, other: Tensor) -> Tensor:
 
 def with_interval(name: str, values: Tensor, seed: int) -> dict[str, float]:
     """The mean of values [N] as NAME, with its confidence interval as NAME_low and NAME_high."""
-    low, high = interval(values, seed=seed)
-    return {name: values.mean().item(), f"{name}_low": low, f"{name}_high": high}
+    return {name: values.mean().item(), **bounds(name, values, seed)}
 
 
 def chance(label: Tensor) -> float:
@@ -68,16 +67,3 @@ def figures_of(found: dict[str, Tensor], other: Tensor, *, seed: int) -> dict[st
 
 def _named(change: str, figure: str) -> str:
     return figure if change == "original" else f"{change}_{figure}"
-
-
-def mask_agreement(found: Tensor, true: Tensor) -> dict[str, float]:
-    """How well masks match the true ones, in percent. Both bool [N, 1, T, H, W].
-
-    mask_recall: of the true foreground, the share that is found. mask_precision: of what is found, the share that is
-    true.
-    """
-    both = (found & true).sum()
-    return {
-        "mask_recall": (100 * both / true.sum().clamp(min=1)).item(),
-        "mask_precision": (100 * both / found.expand_as(true).sum().clamp(min=1)).item(),
-    }

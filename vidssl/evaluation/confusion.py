@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from vidssl.evaluation.metrics import confusions
 
 
 def confusion(scores: Tensor, label: Tensor) -> Tensor:
@@ -11,9 +12,7 @@ def confusion(scores: Tensor, label: Tensor) -> Tensor:
 
     scores [N, classes], label int64 [N] -> float64 [classes, classes]; a row sums to 1, or to 0 without videos.
     """
-    classes = scores.shape[1]
-    cell = label * classes + scores.argmax(dim=1)
-    count = torch.bincount(cell, minlength=classes * classes).view(classes, classes).double()
+    count = confusions(scores, label).double()
     return count / count.sum(dim=1, keepdim=True).clamp(min=1)
 
 

@@ -34,6 +34,12 @@ def hits(scores: Tensor, label: Tensor) -> Tensor:
     return 100.0 * (best(scores)[:, 0] == label).double()
 
 
+def confusions(scores: Tensor, label: Tensor) -> Tensor:
+    """How many videos of each class were told to be of each. scores [N, classes], label [N] -> int64 [true, told]."""
+    count = scores.shape[1]
+    return (label * count + best(scores)[:, 0]).bincount(minlength=count * count).view(count, count)
+
+
 class ClassRow(NamedTuple):
     """How the videos of one class fared."""
 
@@ -46,10 +52,7 @@ class ClassRow(NamedTuple):
 
 def class_rows(scores: Tensor, label: Tensor, classes: Sequence[str]) -> list[ClassRow]:
     """A row for each class. scores [N, classes], label int64 [N]."""
-    told = best(scores)[:, 0]
-    count = len(classes)
-    table = (label * count + told).bincount(minlength=count * count).view(count, count)  # [true, told]
-    rows = []
+    table, rows = confusions(scores, label), []
     for number, (name, row) in enumerate(zip(classes, table, strict=True)):
         videos, right = int(row.sum()), int(row[number])
         wrong = row.clone()
@@ -137,3 +140,9 @@ def interval(values: Tensor, *, seed: int, resamples: int = 2000, share: float =
     means = torch.stack([values[drawn].mean() for drawn in draws])
     low, high = means.quantile(torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.double)).tolist()
     return low, high
+
+
+def bounds(name: str, values: Tensor, seed: int) -> dict[str, float]:
+    """The interval as figures, NAME_low and NAME_high."""
+    low, high = interval(values, seed=seed)
+    return {f"{name}_low": low, f"{name}_high": high}

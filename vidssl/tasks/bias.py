@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import repeat
 from typing import Annotated, Literal
 
@@ -13,12 +14,12 @@ from torch import Tensor
 from vidssl import build, distributed
 from vidssl.augment import counterfactual
 from vidssl.augment.foreground import foreground_mask
-from vidssl.build import UNTRAINED, Augmentation, ClipOptions, Run
+from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.clips import Batch
 from vidssl.data.sampling import partners
-from vidssl.engine.checkpoint import load_weights, write_atomically
+from vidssl.engine.checkpoint import write_atomically
 from vidssl.evaluation import bias
-from vidssl.evaluation.classifier import average, pooled, restored
+from vidssl.evaluation.classifier import average, pooled
 from vidssl.evaluation.features import of_all_ranks
 from vidssl.evaluation.metrics import hits, prefers_motion
 from vidssl.evaluation.probe import logistic
@@ -30,6 +31,7 @@ from vidssl.tasks import TASKS, Task
 SVG = "http://www.w3.org/2000/svg"  # a file of its own has to name it
 
 Read = Callable[[Tensor], Tensor]  # map [B, C, t, h, w] -> scores [B, classes]
+Plain = Callable[[str], dict[str, Tensor]]  # split -> its pooled features, extracted once
 
 
 @TASKS.register("bias")
@@ -61,30 +63,31 @@ class Bias(ClipOptions, Task):
 
     def __call__(self, run: Run) -> dict[str, float]:
         backbone = build.backbone(run).to(run.device).eval()
-        read = self.reader(run, backbone)
+        plain = cache(lambda split: self.extract(run, split, lambda clip: pooled(backbone, clip, unit=False)))
+        read = self.reader(run, backbone, plain)
         found = self.changed(run, backbone, read)
         masked = bias.figures_of(found, found["other"], seed=run.seed)
-        rendered = self.rendered(run, backbone, read, found) if build.has_split(run, "test_swap") else {}
+        rendered = self.rendered(run, backbone, read, found, plain) if build.has_split(run, "test_swap") else {}
         figures = {**rendered, **masked}  # what is known exactly comes first
         if run.log.is_main:
             self.tell(run, figures)
         return figures
 
+    def extract(self, run: Run, split: str, network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """value, label, index of a split's videos."""
+        return build.features(run, network, self, self.clips, self.augmentation, self.batch_size, split)
+
     # -- the classifier
 
-    def reader(self, run: Run, backbone: torch.nn.Module) -> Read | None:
+    def reader(self, run: Run, backbone: torch.nn.Module, plain: Plain) -> Read | None:
         """What tells the class from a map; None for videos without classes."""
         classes = len(build.listing(run, "test").classes)
         if not classes:
             return None
-        weights = None if run.checkpoint in (None, UNTRAINED) else load_weights(run.checkpoint)
-        if self.classifier != "probe" and weights is not None and weights.classifier:
-            color = build.color(run, self.augmentation)
-            return restored(backbone, color, weights.classifier, unit=weights.unit).to(run.device).eval().read
-        train = build.features(
-            run, lambda clip: pooled(backbone, clip, unit=False), self, self.clips, self.augmentation, self.batch_size,
-            "train",
-        )  # fmt: skip
+        classifier = build.classifier(run, backbone) if self.reads_classifier else None
+        if classifier is not None:
+            return classifier.read
+        train = plain("train")
         probe = logistic(train["value"], train["label"], classes).to(run.device)
         return lambda feature_map: probe(average(feature_map, unit=False))
 
@@ -96,10 +99,14 @@ class Bias(ClipOptions, Task):
         of the video whose background each gets."""
         videos = build.manifest(run, "test", self.clip_frames * self.frame_stride, training=False)
         other = partners([video.label for video in videos.videos], run.seed)
-        own: dict[str, list[Tensor]] = {}
+        names = ["label", "index", *(f"{name}.features" for name in bias.CHANGES)]
+        names += [f"{name}.scores" for name in bias.SCORED if read is not None]
+        own: dict[str, list[Tensor]] = {name: [] for name in names}  # a rank may have no batch
+        color = build.color(run, self.augmentation)
         for batch, places, masks in self.batches(run, other):
-            for name, value in self.answers(run, backbone, read, batch, places, masks).items():
-                own.setdefault(name, []).append(value)
+            shown = self.shown(run, batch, places, masks)
+            for name, value in self.answers(run, backbone, color, read, batch, places, shown).items():
+                own[name].append(value)
             if distributed.asked_here():
                 break
         found = of_all_ranks(own)
@@ -114,7 +121,7 @@ class Bias(ClipOptions, Task):
         chunks = [range(start, min(start + size, len(other))) for start in range(0, len(other), size)]
         told = [[*chunk, *(int(other[place]) for place in chunk)] for chunk in chunks]
         load = [
-            build.told_loader(run, self.clips, self.augmentation.crop, self, told, split=split)
+            build.evaluation_loader(run, self.clips, self.augmentation.crop, self, told, split=split)
             for split in ("test", *(["test_mask"] if self.is_exact(run) else []))
         ]
         masks = load[1].epoch(0) if len(load) > 1 else repeat(None)
@@ -130,32 +137,41 @@ class Bias(ClipOptions, Task):
     def is_exact(self, run: Run) -> bool:
         return self.mask == "exact" or (self.mask == "auto" and build.has_split(run, "test_mask"))
 
-    def answers(
-        self, run: Run, backbone: torch.nn.Module, read: Read | None, batch: Batch, places: Tensor, masks: Batch | None
-    ) -> dict[str, Tensor]:
-        """Of the B videos in the first row of places."""
-        color = build.color(run, self.augmentation)
-        b, v = places.shape[1], batch.clips.shape[1]
+    def shown(self, run: Run, batch: Batch, places: Tensor, masks: Batch | None) -> dict[str, Callable[[], Tensor]]:
+        """change -> what makes its clips, float32 [B * V, 3, T, S, S], of the B videos in the first row of places."""
         own, theirs = (batch.clips[row].to(run.device).flatten(0, 1).float().div(255) for row in places)
         own_mask, their_mask = (
             self.foreground(clip, None if masks is None else masks.clips[row].to(run.device).flatten(0, 1))
             for clip, row in zip((own, theirs), places, strict=True)
         )
-        order = torch.stack(
-            [counterfactual.frame_order(own.shape[2], run.seed, i) for i in batch.index[places[0]].tolist()]
-        ).to(run.device)
+        numbers = batch.index[places[0]].tolist()
+        order = torch.stack([counterfactual.frame_order(own.shape[2], run.seed, number) for number in numbers])
+        order = order.to(run.device).repeat_interleave(batch.clips.shape[1], dim=0)
         own_ground = counterfactual.still_background(own, own_mask)
         their_ground = counterfactual.still_background(theirs, their_mask)
-        shown: dict[str, Callable[[], Tensor]] = {
+        return {
             "original": lambda: own,
             "other_background": lambda: counterfactual.composite(own, own_mask, their_ground),
             "no_foreground": lambda: counterfactual.without_foreground(own, own_mask),
             "frozen": lambda: counterfactual.frozen(own),
             "reversed": lambda: counterfactual.backwards(own),
-            "shuffled": lambda: counterfactual.reordered(own, order.repeat_interleave(v, dim=0)),
+            "shuffled": lambda: counterfactual.reordered(own, order),
             "before_own": lambda: counterfactual.composite(own, own_mask, own_ground),
             "other_motion": lambda: counterfactual.composite(theirs, their_mask, own_ground),
         }
+
+    def answers(
+        self,
+        run: Run,
+        backbone: torch.nn.Module,
+        color: torch.nn.Module,
+        read: Read | None,
+        batch: Batch,
+        places: Tensor,
+        shown: dict[str, Callable[[], Tensor]],
+    ) -> dict[str, Tensor]:
+        """What the network says of each change, averaged over a video's clips."""
+        b, v = places.shape[1], batch.clips.shape[1]
         told = {"label": batch.label[places[0]], "index": batch.index[places[0]]}
         with build.precision(run):
             for name in bias.CHANGES:
@@ -178,21 +194,18 @@ class Bias(ClipOptions, Task):
     # -- rendered videos of the synthetic data sets
 
     @torch.no_grad()
-    def rendered(self, run: Run, backbone: torch.nn.Module, read: Read, found: dict[str, Tensor]) -> dict[str, float]:
+    def rendered(
+        self, run: Run, backbone: torch.nn.Module, read: Read, found: dict[str, Tensor], plain: Plain
+    ) -> dict[str, float]:
         """motion_preference and swap_top1 from test videos rendered on other backgrounds and with other motions;
         scene_top1, how well the background's family can be told."""
-
-        def extract(split: str, network: Callable[[Tensor], Tensor]) -> Tensor:
-            return build.features(
-                run, lambda clip: network(backbone(clip)), self, self.clips, self.augmentation, self.batch_size, split
-            )["value"]
 
         def unit_and_scores(feature_map: Tensor) -> Tensor:
             return torch.cat([average(feature_map, unit=True), read(feature_map)], dim=1)
 
         width = backbone.out_channels
-        swapped = extract("test_swap", unit_and_scores)
-        other = extract("test_cf", lambda each: average(each, unit=True))
+        swapped = self.extract(run, "test_swap", lambda clip: unit_and_scores(backbone(clip)))["value"]
+        other = self.extract(run, "test_cf", lambda clip: pooled(backbone, clip, unit=True))["value"]
         preference = prefers_motion(found["original.features"], swapped[:, :width], other)
         told = bias.with_interval("motion_preference", preference, run.seed)
         left = bias.likeness(found["original.features"], swapped[:, :width], found["original.features"][found["other"]])
@@ -203,9 +216,8 @@ class Bias(ClipOptions, Task):
             for split in ("train", "test")
         }
         if len(families["train"].unique()) > 1:
-            plain = {split: extract(split, lambda each: average(each, unit=False)) for split in families}
-            probe = logistic(plain["train"], families["train"], int(families["train"].max()) + 1)
-            told |= bias.with_interval("scene_top1", hits(probe(plain["test"]), families["test"]), run.seed)
+            probe = logistic(plain("train")["value"], families["train"], int(families["train"].max()) + 1)
+            told |= bias.with_interval("scene_top1", hits(probe(plain("test")["value"]), families["test"]), run.seed)
         return told
 
     def tell(self, run: Run, figures: dict[str, float]) -> None:

@@ -13,8 +13,8 @@ from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.data.loader import Order
-from vidssl.engine.checkpoint import load_weights, save_state
-from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled, restored
+from vidssl.engine.checkpoint import save_state
+from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
 from vidssl.scores import scored
@@ -250,10 +250,7 @@ class Test(ClipOptions, Task):
     starts_from = "classifier"
 
     def __call__(self, run: Run) -> dict[str, float]:
-        weights = load_weights(run.checkpoint)
-        backbone = build.backbone(run)
-        color = build.color(run, self.augmentation)
-        classifier = restored(backbone, color, weights.classifier, unit=weights.unit)
+        classifier = build.classifier(run, build.backbone(run))
         scoring = Scoring(
             self.clip_frames,
             self.frame_stride,

@@ -14,7 +14,7 @@ from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import Augmentation, Run
 from vidssl.engine.checkpoint import load_backbone, load_weights, save_backbone, write_atomically
-from vidssl.evaluation.classifier import Classifier, restored
+from vidssl.evaluation.classifier import Classifier
 from vidssl.registry import Count
 from vidssl.tasks import TASKS, Task
 
@@ -60,7 +60,7 @@ class Export(Task):
         about = {"clip": list(clips.shape[1:]), "mean": mean, "std": std, "backbone": run.config["backbone"]}
         run.log.say(f"programs take clips [B, {str(about['clip'])[1:]}, ([0, 1] - {mean}) / {std}")
         networks: dict[str, nn.Module] = {"backbone": backbone}
-        classifier = self.classifier(run, backbone)
+        classifier = build.classifier(run, backbone)
         if classifier is not None:
             networks["classifier"] = Logits(classifier).eval()
         for name, network in networks.items():
@@ -68,15 +68,6 @@ class Export(Task):
             save_program(file, network, clips[:2], about)
             self.compare(run, figures, file, load_program(file)(clips), network(clips))
         return figures
-
-    def classifier(self, run: Run, backbone: nn.Module) -> Classifier | None:
-        """On the same backbone, with the last layer of the checkpoint, if it has one."""
-        if run.checkpoint == build.UNTRAINED:
-            return None
-        weights = load_weights(run.checkpoint)
-        if not weights.classifier:
-            return None
-        return restored(backbone, nn.Identity(), weights.classifier, unit=weights.unit)
 
     def compare(self, run: Run, figures: dict[str, float], file: Path, found: Tensor, wanted: Tensor) -> None:
         """Note size and difference. Raises RuntimeError if what was read back answers differently."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
-from vidssl.evaluation.metrics import found_by, interval, knn, motion_preference, recalls
+from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, recalls
 from vidssl.registry import Count, Positive
 from vidssl.scores import scored
 from vidssl.tasks import TASKS, Task
@@ -60,8 +60,7 @@ class Retrieve(Neighbours):
         gallery, queries = extract("train"), extract("test")
         sets = queries["value"], queries["label"], gallery["value"], gallery["label"]
         each = {centered: found_by(*sets, centered=centered) for centered in (True, False)}
-        low, high = interval(100 * each[self.centered][1], seed=run.seed)
-        found = recalls(each[self.centered]) | {"R@1_low": low, "R@1_high": high}
+        found = recalls(each[self.centered]) | bounds("R@1", 100 * each[self.centered][1], run.seed)
         if build.has_split(run, "test_cf"):
             same_motion, same_background = extract("test_swap"), extract("test_cf")
             found["motion_preference"] = motion_preference(

@@ -19,9 +19,8 @@ from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.manifest import Manifest, single
 from vidssl.data.synthetic import write_video
 from vidssl.data.video import VideoError
-from vidssl.engine.checkpoint import load_weights
 from vidssl.evaluation.activation import activation_map
-from vidssl.evaluation.classifier import Classifier, average, restored
+from vidssl.evaluation.classifier import Classifier, average
 from vidssl.evaluation.confusion import confusion, most_confused
 from vidssl.evaluation.kernels import by_offset, temporal_kernels, variation
 from vidssl.evaluation.metrics import nearest, unit
@@ -182,14 +181,13 @@ class Album:
             return None, ""
         if not self.classes:
             return None, "the videos have no classes"
-        weights = None if run.checkpoint in (None, build.UNTRAINED) else load_weights(run.checkpoint)
-        if weights is None or not weights.classifier:
+        classifier = build.classifier(run, self.backbone)
+        if classifier is None:
             return None, "the checkpoint has no classifier; linear and finetune leave one"
-        told = len(weights.classifier["bias"])
+        told = len(classifier.head.bias)
         if told != len(self.classes):
             return None, f"the checkpoint's classifier tells {told} classes, the {split} split has {len(self.classes)}"
-        classifier = restored(self.backbone, nn.Identity(), weights.classifier, unit=weights.unit)
-        return classifier.to(run.device).eval(), ""
+        return classifier, ""
 
     def extract(self, split: str) -> dict[str, Tensor]:
         """feature [N, C], scores [N, classes], label, index int64 [N], in one pass."""
