@@ -123,3 +123,4 @@ def test_partners_have_another_label_where_there_is_one() -> None:
     assert len(set(found.tolist())) > 20
     alone = partners([-1] * 12, seed=0)
     assert all(other != place for place, other in enumerate(alone))
+    assert partners([3], seed=0).tolist() == [0]

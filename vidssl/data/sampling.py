@@ -25,13 +25,16 @@ def window_starts(plan: ClipPlan, places: int, generator: np.random.Generator) -
 
 
 def partners(labels: Sequence[int], seed: int) -> np.ndarray:
-    """For each place of a list a random other one, of another label where there is one. int64 [N]."""
+    """For each place of a list a random other one, of another label where there is one; the only one has itself.
+
+    int64 [N].
+    """
     generator, label = np.random.default_rng(seed), np.asarray(labels)
     others = {each: np.flatnonzero(label != each) for each in np.unique(label)}
     chosen = np.empty(len(label), np.int64)
     for place, each in enumerate(label):
         allowed = others[each] if len(others[each]) else np.delete(np.arange(len(label)), place)
-        chosen[place] = generator.choice(allowed)
+        chosen[place] = generator.choice(allowed) if len(allowed) else place
     return chosen
 
 
