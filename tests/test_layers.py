@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "pictures": {"reporting.axes"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
     "tasks": GROUND | WINGS | {"build", "bench", "scores", "pictures", "reporting"},
-    "app": GROUND | {"ranks", "records", "cluster", "build", "check", "plan", "tasks", "engine.log"},
+    "app": GROUND
+    | {"ranks", "records", "cluster", "build", "check", "plan", "tasks"}
+    | {"engine.device", "engine.log"},
     "command": {"registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
     | {"reporting.plan", "data.video"},
 }

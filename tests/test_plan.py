@@ -261,9 +261,13 @@ def test_sizes_are_told_in_powers_of_1024(size: int, told: str) -> None:
 
 def test_hours_are_operations_over_a_fifth_of_the_peak() -> None:
     flops = int(0.2 * 312e12 * 3600)
-    assert plan.gpu_hours("NVIDIA A100-SXM4-80GB", "bf16", 3 * flops, 2).endswith("3.00 GPU-hours, 1.5 hours on 2 GPUs")
-    assert plan.gpu_hours("A100", "fp32", flops, 8).endswith("2.00 GPU-hours, 15 minutes on 8 GPUs")
-    assert plan.gpu_hours("A100", "fp16", 1, 1).endswith("less than 0.01 GPU-hours, less than a minute on 1 GPU")
+    told = plan.gpu_hours("NVIDIA A100-SXM4-80GB", "bf16", 3 * flops, 2)
+    assert told.endswith("3.00 GPU-hours in bf16, 1.5 hours on 2 GPUs")
+    assert plan.gpu_hours("A100", "fp32", flops, 8).endswith("2.00 GPU-hours in fp32, 15 minutes on 8 GPUs")
+    assert plan.gpu_hours("A100", "auto", flops, 1).endswith("1.00 GPU-hours in bf16, 60 minutes on 1 GPU")
+    assert plan.gpu_hours("V100", "auto", 1, 1).endswith("in fp32, less than a minute on 1 GPU")
+    told = plan.gpu_hours("A100", "fp16", 1, 1)
+    assert told.endswith("less than 0.01 GPU-hours in fp16, less than a minute on 1 GPU")
     assert "not known" in plan.gpu_hours("Tesla V100-SXM2-32GB", "bf16", flops, 1)
     assert "not known" in plan.gpu_hours("Abacus", "fp32", flops, 1)
 

@@ -21,10 +21,11 @@ from vidssl.data.manifest import Listing, Manifest, read_manifest
 from vidssl.data.sources import SOURCES
 from vidssl.data.spatial import CROPS
 from vidssl.data.synthetic import EXTRA_SPLITS, render_missing
+from vidssl.engine import device as devices
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_weights
 from vidssl.engine.log import Log
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
-from vidssl.engine.trainer import HALF, Trainer, TrainerOptions
+from vidssl.engine.trainer import Trainer, TrainerOptions
 from vidssl.evaluation.classifier import Classifier, restored
 from vidssl.evaluation.features import per_video
 from vidssl.learner import Learner
@@ -78,6 +79,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config["seed"]
+
+    @property
+    def precision(self) -> devices.Precision:
+        """In which networks compute here."""
+        return devices.settled(self.config["precision"], self.device)
 
     def state_file(self, task: str) -> Path:
         return self.output / state_name(self.config, task)
@@ -288,10 +294,10 @@ def dataset(
     )  # fmt: skip
 
 
-def precision(run: Run) -> torch.autocast:
+def autocast(run: Run) -> torch.autocast:
     """In which networks answer as the run's precision says."""
-    chosen = run.config["precision"]
-    return torch.autocast(run.device.type, HALF.get(chosen), enabled=chosen in HALF)
+    half = devices.HALF.get(run.precision)
+    return torch.autocast(run.device.type, half, enabled=half is not None)
 
 
 def features(
@@ -315,7 +321,7 @@ def features(
     def answer(batch: Tensor) -> Tensor:
         return network(normalize(batch.float().div(255)))
 
-    with precision(run):
+    with autocast(run):
         batches = run.log.track(loader.epoch(0), len(loader), f"features of {split}")
         return per_video(answer, batches, run.device, average=average)
 
@@ -336,6 +342,7 @@ def trainer(
     """groups: parameters with learning rates of their own, as torch's optimizers take them; None: all with one."""
     if run.config["compile"]:
         learner.backbone.compile()
+    learner.to(run.device)  # where optimizers work faster, as they see then
     parameters = groups or [parameter for parameter in learner.parameters() if parameter.requires_grad]
     return Trainer(
         learner,
@@ -350,5 +357,5 @@ def trainer(
         max_steps=options.max_steps,
         seed=run.seed,
         device=run.device,
-        precision=run.config["precision"],
+        precision=run.precision,
     )

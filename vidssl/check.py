@@ -16,6 +16,7 @@ from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
 from vidssl.engine.checkpoint import Weights, load_backbone
+from vidssl.engine.device import Precision
 from vidssl.engine.trainer import TrainerOptions
 from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError, Count, Positive, Share, Whole, check_options, read_options
@@ -30,7 +31,7 @@ class RunOptions:
     devices: Count
     nodes: Count
     accelerator: Literal["auto", "cpu", "cuda"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["auto"] | Precision
     compile: bool
     output: str | None
     checkpoint: str | None
@@ -131,7 +132,7 @@ def _devices(config: dict[str, Any]) -> list[str]:
     if config["trainer"]["batch_norm"] == "sync" and not on_cuda:
         problems.append("trainer.batch_norm=sync: PyTorch has it for GPUs alone; allowed here: local, frozen")
     if config["precision"] == "fp16" and not on_cuda:
-        problems.append("precision=fp16: needs a GPU; allowed here: fp32, bf16")
+        problems.append("precision=fp16: needs a GPU; allowed here: auto, fp32, bf16")
     return problems
 
 

@@ -438,8 +438,8 @@ def _hours(config: dict[str, Any], flops: list[int | None]) -> list[str]:
     if config["accelerator"] == "cpu":
         return lines
     lines.append(
-        f"estimate from these alone, at an assumed {ASSUMED_SHARE:.0%} of the peak for {precision} (task=bench "
-        "measures); reading videos may take longer"
+        f"estimate from these alone, at an assumed {ASSUMED_SHARE:.0%} of the peak for precision={precision} "
+        "(task=bench measures); reading videos may take longer"
     )
     return lines + [f"  {gpu_hours(gpu, precision, total, ranks(config))}" for gpu in _gpus()]
 
@@ -450,12 +450,15 @@ def _gpus() -> tuple[str, ...]:
 
 def gpu_hours(gpu: str, precision: str, flops: int, count: int) -> str:
     """One line. gpu: as PyTorch names it."""
-    peak = next((rates for name, rates in PEAK.items() if name in gpu), {}).get(precision)
+    peaks = next((rates for name, rates in PEAK.items() if name in gpu), {})
+    if precision == "auto":
+        precision = "bf16" if "bf16" in peaks else "fp32"
+    peak = peaks.get(precision)
     if peak is None:
         return f"{gpu}: its peak for {precision} is not known here"
     hours = flops / (ASSUMED_SHARE * peak * 1e12) / 3600
     told = f"{hours:,.2f}" if hours >= 0.01 else "less than 0.01"
-    return f"{gpu}: {told} GPU-hours, {_duration(hours / count)} on {some(count, 'GPU')}"
+    return f"{gpu}: {told} GPU-hours in {precision}, {_duration(hours / count)} on {some(count, 'GPU')}"
 
 
 def _duration(hours: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -20,14 +20,23 @@ BelowOne = Annotated[float, Within("[0, 1)")]
 @OPTIMIZERS.register("sgd")
 def sgd(parameters: Iterable[nn.Parameter], *, lr: Positive, momentum: BelowOne, weight_decay: NotNegative):
     """Weight decay acts on all parameters, batch norm and biases included, as in the papers' releases."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    parameters = list(parameters)
+    fused = _on_gpu(parameters)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 @OPTIMIZERS.register("adamw")
 def adamw(
     parameters: Iterable[nn.Parameter], *, lr: Positive, betas: tuple[BelowOne, BelowOne], weight_decay: NotNegative
 ):
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    parameters = list(parameters)
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=_on_gpu(parameters))
+
+
+def _on_gpu(given: list[nn.Parameter] | list[dict[str, Any]]) -> bool | None:
+    """True: all parameters in one kernel; None: as PyTorch does by itself."""
+    groups = [group["params"] if isinstance(group, dict) else [group] for group in given]
+    return all(parameter.is_cuda for group in groups for parameter in group) or None
 
 
 class Schedule(Protocol):

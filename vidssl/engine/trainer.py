@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vidssl import distributed
 from vidssl.clips import Batch
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
+from vidssl.engine.device import HALF, Precision, ToDevice, wants_channels_last
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
@@ -29,14 +30,13 @@ from vidssl.registry import Count, NotNegative, Whole
 
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer torch renames it
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
     accumulate: Count  # batches of the loader to one step of the optimizer
     clip_grad: NotNegative  # largest norm of the gradient; 0: no limit
-    channels_last: bool  # memory format of convolutions
+    channels_last: Literal["auto"] | bool  # memory format of convolutions
     log_every: Count  # steps
     save_every: Count  # steps; the end of an epoch is saved too
     keep_every: Whole  # epochs whose states stay, as epoch-N.pt; 0: last and best alone
@@ -85,11 +85,12 @@ class Trainer:
         max_steps: int | None,
         seed: int,
         device: torch.device,
-        precision: Literal["fp32", "bf16", "fp16"],
+        precision: Precision,
     ):
         self.learner, self.optimizer, self.schedule, self.log = learner, optimizer, schedule, log
         self.task, self.file, self.config, self.options = task, file, config, options
         self.epochs, self.max_steps, self.seed, self.device, self.precision = epochs, max_steps, seed, device, precision
+        self.channels_last = wants_channels_last(options.channels_last, precision, device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.progress = Progress(metrics=log.position())
@@ -133,10 +134,8 @@ class Trainer:
     def prepare(self) -> nn.Module:
         """The learner on its device with the saved state, if there is one, and among the other ranks' learners."""
         self.learner.to(self.device)
-        if self.options.channels_last:
-            for parameter in self.learner.parameters():
-                if parameter.ndim == 5:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        for parameter in self.learner.parameters():
+            parameter.data = self._laid_out(parameter.data)
         if self.options.batch_norm == "sync" and distributed.world() > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
         self._restore()
@@ -153,7 +152,7 @@ class Trainer:
     def _epoch(self, model: nn.Module, loader: Loader, steps_per_epoch: int, total: int, bar: Bar) -> None:
         """Train until the epoch ends or the last step is done."""
         progress = self.progress
-        batches = loader.epoch(progress.epoch, progress.batch)
+        batches = ToDevice(loader.epoch(progress.epoch, progress.batch), self.device)
         self._train_mode()
         while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
             self.step(model, batches, steps_per_epoch)
@@ -168,7 +167,7 @@ class Trainer:
                 raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}", reason)
 
     def step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> bool:
-        """Batches in, new weights out. Whether the weights are new: not while a method's queues fill."""
+        """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""
         progress = self.progress
         rate = self.schedule.factor(progress.step / steps_per_epoch, self.epochs)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -202,7 +201,7 @@ class Trainer:
         batch = next(batches)
         self.waited += time.monotonic() - begun
         self.clips += batch.count * distributed.world()
-        return batch.to(self.device, non_blocking=True)
+        return batch
 
     def _forward_backward(self, model: nn.Module, batch: Batch) -> StepOutput:
         with torch.no_grad():
@@ -214,10 +213,13 @@ class Trainer:
         return output
 
     def _formatted(self, views: Any) -> Any:
-        if not self.options.channels_last:
-            return views
-        convert = {"memory_format": torch.channels_last_3d}
-        return type(views)(*(v.contiguous(**convert) if isinstance(v, Tensor) and v.ndim == 5 else v for v in views))
+        return type(views)(*map(self._laid_out, views)) if self.channels_last else views
+
+    def _laid_out(self, value: Any) -> Any:
+        """Clips and the weights of their convolutions in the memory format that was chosen."""
+        if self.channels_last and isinstance(value, Tensor) and value.ndim == 5:
+            return value.contiguous(memory_format=torch.channels_last_3d)
+        return value
 
     def _distributed(self) -> nn.Module:
         if distributed.world() == 1:
@@ -318,6 +320,7 @@ class Trainer:
             "backbone_prefix": _prefix(self.learner),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "progress": vars(self.progress).copy(),
         }
 
@@ -327,10 +330,14 @@ class Trainer:
         state = load_state(self.file)
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for kept in self.optimizer.state.values():
+            kept.update({name: self._laid_out(value) for name, value in kept.items()})
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.log.rewind(self.progress.metrics)
         self.log.say(f"{self.task}: continues at step {self.progress.step}, from {self.file}")
+        if state.get("precision", self.precision) != self.precision:
+            self.log.say(f"{self.task}: began in {state['precision']} on another device, goes on in {self.precision}")
 
 
 def _prefix(learner: Learner) -> str:

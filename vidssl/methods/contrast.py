@@ -170,28 +170,33 @@ def contrast_loss(
     return loss, logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 
+KEYS_AT_ONCE = 4096  # on CPUs: so many stay in the cache between the two products that they take part in
+
+
 class QueueLoss(torch.autograd.Function):
     """query, key: unit float32 [B, D], keys [K, D] -> mean cross entropy [] and logits [B, 1 + K], own key first.
 
-    The gradient of the query is worked out together with the loss, when the queue is still as it was. Products are
-    written into tensors that are there, which also keeps them in float32 where networks work in half precision.
+    The queue is read once: with each of its parts, the sum of the softmax and the sum of keys that the gradient of the
+    query needs grow together, both relative to the largest logit so far. Products are written into tensors that are
+    there, which also keeps them in float32 where networks work in half precision.
     """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits = query.new_empty(len(query), 1 + len(keys))
-        torch.mm(query, keys.T, out=logits[:, 1:])
-        logits[:, 0] = (query * key).sum(dim=1)
-        logits /= temperature
-        total = logits.logsumexp(dim=1, keepdim=True)
-        if ctx.needs_input_grad[0]:
-            share = (logits - total).exp_()
-            gradient = torch.empty_like(query)
-            torch.mm(share[:, 1:], keys, out=gradient)
-            gradient += (share[:, :1] - 1) * key
-            ctx.save_for_backward(gradient / (temperature * len(query)))
+        scaled = query / temperature
+        own = logits[:, :1] = (scaled * key).sum(dim=1, keepdim=True)
+        largest, total, weighted = own, torch.ones_like(own), key.clone()
+        size = KEYS_AT_ONCE if query.device.type == "cpu" else len(keys)
+        for part, place in zip(keys.split(size), logits[:, 1:].split(size, dim=1), strict=True):
+            torch.mm(scaled, part.T, out=place)
+            before, largest = largest, torch.maximum(largest, place.amax(dim=1, keepdim=True))
+            shrunk, weights = (before - largest).exp_(), (place - largest).exp_()
+            total = total * shrunk + weights.sum(dim=1, keepdim=True)
+            torch.addmm(weighted.mul_(shrunk), weights, part, out=weighted)
+        ctx.save_for_backward((weighted / total - key) / (temperature * len(query)))
         ctx.mark_non_differentiable(logits)
-        return (total[:, 0] - logits[:, 0]).mean(), logits
+        return (largest + total.log() - own).mean(), logits
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -173,7 +173,7 @@ class Bias(ClipOptions, Task):
         """What the network says of each change, averaged over a video's clips."""
         b, v = places.shape[1], batch.clips.shape[1]
         told = {"label": batch.label[places[0]], "index": batch.index[places[0]]}
-        with build.precision(run):
+        with build.autocast(run):
             for name in bias.CHANGES:
                 feature_map = backbone(color(shown[name]()))
                 parts = {"features": average(feature_map, unit=True)}

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vidssl.clips import Batch
+from vidssl.engine import device as devices
+from vidssl.engine.device import ToDevice, check_convolution, remarks, settled, wants_channels_last
+from vidssl.registry import ConfigError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 0), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_is_bf16_on_gpus_that_have_it(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert settled("auto", GPU) == expected
+    assert settled("fp16", GPU) == "fp16"
+    assert wants_channels_last("auto", settled("auto", GPU), GPU) is (expected == "bf16")
+
+
+def test_a_cpu_computes_as_every_other_unless_told() -> None:
+    assert settled("auto", CPU) == "fp32"
+    assert settled("bf16", CPU) == "bf16"
+    assert wants_channels_last("auto", "bf16", CPU) is False
+    assert wants_channels_last(True, "fp32", CPU) is True
+    assert wants_channels_last(False, "bf16", GPU) is False
+
+
+def test_batches_come_in_order_and_the_end_is_the_end() -> None:
+    def batches() -> Iterator[Batch]:
+        for number in range(3):
+            yield Batch(*(torch.full((2,), number) for _ in Batch._fields))
+
+    moved = ToDevice(batches(), CPU)
+    assert [batch.index.tolist() for batch in moved] == [[0, 0], [1, 1], [2, 2]]
+    with pytest.raises(StopIteration):
+        next(moved)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cudnn", "version", "words"),
+    [
+        ("bf16", 91002, "2.9.1", ["wrong", "9.10.2", "#163539"]),
+        ("fp16", 91300, "2.9.0", ["memory", "9.13.0", "#166643"]),
+        ("bf16", 91500, "2.9.1", []),
+        ("bf16", 91300, "2.11.0", []),
+        ("fp32", 91002, "2.9.1", []),
+        ("bf16", None, "2.9.1", []),
+    ],
+)
+def test_known_faults_of_libraries_are_told(precision: str, cudnn: int, version: str, words: list[str]) -> None:
+    told = " ".join(remarks(precision, cudnn, version))
+    assert bool(told) is bool(words)
+    assert all(word in told for word in words)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_convolutions_are_sound_here(precision: str) -> None:
+    check_convolution(precision, CPU)
+
+
+@pytest.mark.parametrize("fault", [1.1, float("nan")])
+def test_a_convolution_that_comes_out_wrong_is_told(fault: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = devices.F.conv3d
+
+    def wrong(clip: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+        found = right(clip, weight, padding=padding)
+        return found * fault if clip.dtype is torch.bfloat16 else found
+
+    monkeypatch.setattr(devices.F, "conv3d", wrong)
+    with pytest.raises(ConfigError, match=r"precision=bf16: a 3D convolution on cpu is off by .*precision=fp32"):
+        check_convolution("bf16", CPU)
