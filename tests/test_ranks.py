@@ -343,7 +343,10 @@ def test_gpus_of_a_cluster_are_not_left_idle(
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_run_is_the_same_as_one_that_starts_its_ranks(small: list[str], tmp_path: Path) -> None:
+def test_under_torchrun_a_run_is_the_same_as_one_that_starts_its_ranks(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it; sums depend on the number of threads
     words = [*small, "pretrain.epochs=3", "pretrain.batch_size=8", "linear.batch_size=8", "linear.epochs=2"]
     answer = launch([*words, "devices=2", "output=own"], tmp_path)
     assert answer.status == DONE, answer.err

@@ -162,8 +162,6 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
                 f"{_whose(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
             )
         fits = frames is not None and size is not None and frames % time == size % space == 0
-        if fits and task.trains_backbone and _is_half_on_cpu(config):
-            problems += _wrong_gradients(backbone, name, frames, size)
         if fits and method is not None and (key == "pretrain" or _draws_inputs(key, task, tasks)):
             problems += method.problems(frames, task.frame_stride, size)
         batch = getattr(task, "batch_size", None)
@@ -190,34 +188,6 @@ def _rates(config: dict[str, Any]) -> list[str]:
     return [
         f"trainer.clip_grad={config['trainer']['clip_grad']}: limits the gradients of all linear.rates together, which "
         "are trained at once; set it to 0, or linear.rates=null"
-    ]
-
-
-def _is_half_on_cpu(config: dict[str, Any]) -> bool:
-    known = config["launcher"]["name"] != "slurm"
-    no_gpu = config["accelerator"] == "cpu" or (known and not torch.cuda.is_available())
-    return config["precision"] == "bf16" and no_gpu
-
-
-def _wrong_gradients(backbone: nn.Module, name: str, frames: int, size: int) -> list[str]:
-    """On CPUs, weight gradients of bfloat16 convolutions come out wrong, or infinite, where the input has more than one
-    frame but fewer than the kernel (seen with PyTorch 2.13 on a processor with AVX-512 BF16)."""
-    found = []
-
-    def look(conv: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if 1 < inputs[0].shape[2] < conv.kernel_size[0]:
-            found.append(f"{inputs[0].shape[2]} frames under a kernel of {conv.kernel_size[0]}")
-
-    hooks = [m.register_forward_pre_hook(look) for m in backbone.modules() if isinstance(m, nn.Conv3d)]
-    with torch.no_grad():
-        backbone.eval()(torch.empty(2, 3, frames, size, size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    if not found:
-        return []
-    return [
-        f"precision=bf16: on CPUs PyTorch computes wrong gradients of such convolutions as backbone={name} has with "
-        f"clip_frames={frames} ({found[0]}); precision=fp32, or longer clips"
     ]
 
 

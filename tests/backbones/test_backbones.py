@@ -43,7 +43,7 @@ def test_parameters_are_as_many_as_the_docstring_says(network: nn.Module) -> Non
 
 def test_bfloat16_with_channels_last_gives_every_parameter_a_gradient(network: nn.Module) -> None:
     time, space = network.strides
-    # three map frames: on CPUs torch 2.13 gives wrong gradients to a bfloat16 kernel that is longer than its input
+    # three map frames: see vidssl.engine.device.PaddedConv3d
     clip = torch.randn(2, 3, 3 * time, space, space).contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):
         found = network.to(memory_format=torch.channels_last_3d)(clip)

@@ -4,10 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from vidssl.clips import Batch
 from vidssl.engine import device as devices
-from vidssl.engine.device import ToDevice, check_convolution, remarks, settled, wants_channels_last
+from vidssl.engine.device import (
+    PaddedConv3d,
+    ToDevice,
+    check_convolution,
+    pad_short_clips,
+    remarks,
+    settled,
+    wants_channels_last,
+)
 from vidssl.registry import ConfigError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -75,3 +84,31 @@ def test_a_convolution_that_comes_out_wrong_is_told(fault: float, monkeypatch: p
     monkeypatch.setattr(devices.F, "conv3d", wrong)
     with pytest.raises(ConfigError, match=r"precision=bf16: a 3D convolution on cpu is off by .*precision=fp32"):
         check_convolution("bf16", CPU)
+
+
+@pytest.mark.parametrize(("frames", "kernel"), [(1, 3), (2, 3), (4, 5), (4, 3), (2, 7)])
+def test_short_clips_get_the_gradients_that_float32_gets(frames: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    clip = torch.randn(2, 32, frames, 7, 7)
+    conv = nn.Sequential(nn.Conv3d(32, 48, (kernel, 3, 3), padding=(kernel // 2, 1, 1)))
+    names, weights = list(conv.state_dict()), torch.randn(conv(clip).shape)
+
+    def results(half: bool) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = conv(clip.contiguous(memory_format=torch.channels_last_3d)).float()
+        return [found, *torch.autograd.grad((found * weights).sum(), list(conv.parameters()))]
+
+    exact = results(False)
+    pad_short_clips(conv)
+    assert list(conv.state_dict()) == names
+    for same, half, right in zip(results(False), results(True), exact, strict=True):
+        torch.testing.assert_close(same, right, rtol=1e-4, atol=1e-4)
+        assert (half - right).abs().max() < 0.02 * right.abs().max()
+
+
+def test_only_plain_convolutions_with_zeros_around_are_changed() -> None:
+    convs = nn.ModuleList(
+        [nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(3, 4, 3, padding="same"), nn.Conv3d(3, 4, 3, padding_mode="circular")]
+    )
+    pad_short_clips(convs)
+    assert [isinstance(conv, PaddedConv3d) for conv in convs] == [True, False, False]

@@ -3,7 +3,6 @@ changes nothing for the others."""
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -13,13 +12,19 @@ from typing import Any
 import torch
 
 from vidssl import distributed
+from vidssl.bench.timing import on_device
+
+CPU = torch.device("cpu")
 
 
 class Apart:
-    """Starts candidates; `spent` is the processor time of all their calls so far, a clock for `interleaved`."""
+    """Starts candidates; `spent` is what all their calls took so far, a clock for `interleaved`.
 
-    def __init__(self) -> None:
-        self.spent, self.started = 0.0, []
+    Processor time on CPUs, time on the wall where they work on a GPU.
+    """
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device, self.spent, self.started = device, 0.0, []
 
     def __enter__(self) -> Apart:
         return self
@@ -39,7 +44,7 @@ class Apart:
         keeps_memory: as runs of ours do, see distributed.keep_freed_memory.
         """
         here, there = _forks().Pipe()
-        process = _forks().Process(target=_serve, args=(there, make, arguments, keeps_memory), daemon=True)
+        process = _forks().Process(target=_serve, args=(there, make, arguments, keeps_memory, self.device), daemon=True)
         process.start()
         there.close()
         self.started.append((process, here))
@@ -61,12 +66,18 @@ def _forks() -> Any:
     return context
 
 
-def _serve(connection: Connection, make: Callable[..., Callable[[], object]], arguments: tuple, keeps: bool) -> None:
+def _serve(
+    connection: Connection,
+    make: Callable[..., Callable[[], object]],
+    arguments: tuple,
+    keeps: bool,
+    device: torch.device,
+) -> None:
     distributed.end_with_parent()
     torch.set_num_threads(1)
     if keeps:
         distributed.keep_freed_memory()
-    candidate = None
+    candidate, clock = None, on_device(device)
     while True:
         try:
             connection.recv()
@@ -74,8 +85,8 @@ def _serve(connection: Connection, make: Callable[..., Callable[[], object]], ar
             return
         try:
             candidate = candidate or make(*arguments)
-            begun = time.process_time()
+            begun = clock()
             candidate()
-            connection.send(time.process_time() - begun)
+            connection.send(clock() - begun)
         except Exception:
             connection.send(traceback.format_exc())

@@ -61,6 +61,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor has units for it; others compute it no faster than float32."""
+    file = Path("/proc/cpuinfo")
+    flags = set(file.read_text().split()) if file.exists() else set()
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
 def libraries() -> dict[str, str]:
     """FFmpeg's own version, and what is compared with, where it is installed."""
     found = {"ffmpeg": av.ffmpeg_version_info}

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vidssl.clips import Batch
 from vidssl.registry import ConfigError
@@ -82,6 +83,28 @@ def told_version(cudnn: int) -> str:
     return f"{cudnn // 10000}.{cudnn % 10000 // 100}.{cudnn % 100}"
 
 
+class PaddedConv3d(nn.Conv3d):
+    """Pads short clips in time before it convolves them, which gives the same numbers.
+
+    On CPUs PyTorch computes wrong weight gradients of bfloat16 convolutions, and writes beyond its memory, where the
+    kernel is longer than an input of more than one frame (seen with PyTorch 2.13 on a processor with AVX-512 BF16).
+    """
+
+    def forward(self, clip: Tensor) -> Tensor:
+        if not 1 < clip.shape[2] < self.kernel_size[0]:
+            return super().forward(clip)
+        time, *space = self.padding
+        clip = F.pad(clip, (0, 0, 0, 0, time, time))
+        return F.conv3d(clip, self.weight, self.bias, self.stride, (0, *space), self.dilation, self.groups)
+
+
+def pad_short_clips(network: nn.Module) -> None:
+    """In all of its convolutions that pad with zeros; their names and weights stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = PaddedConv3d
+
+
 WRONG = 0.02  # of the largest value; rounding to bfloat16 gives 0.004
 
 
@@ -105,7 +128,7 @@ def check_convolution(precision: Precision, device: torch.device) -> None:
         )
 
 
-def _convolved(clip: torch.Tensor, weight: torch.Tensor, kind: torch.dtype) -> list[torch.Tensor]:
+def _convolved(clip: Tensor, weight: Tensor, kind: torch.dtype) -> list[Tensor]:
     """The result and the gradients of its sum of squares, float32."""
     inputs = [x.to(kind).contiguous(memory_format=torch.channels_last_3d) for x in (clip, weight)]
     found = F.conv3d(*inputs, padding=1).float()

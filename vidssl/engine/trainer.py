@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vidssl import distributed
 from vidssl.clips import Batch
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
-from vidssl.engine.device import HALF, Precision, ToDevice, wants_channels_last
+from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
@@ -136,6 +136,8 @@ class Trainer:
         self.learner.to(self.device)
         for parameter in self.learner.parameters():
             parameter.data = self._laid_out(parameter.data)
+        if self.device.type == "cpu" and self.precision in HALF:
+            pad_short_clips(self.learner)
         if self.options.batch_norm == "sync" and distributed.world() > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
         self._restore()
