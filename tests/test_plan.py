@@ -92,8 +92,9 @@ def test_a_frozen_backbone_has_no_backward_pass() -> None:
 def test_a_step_counted_without_values_is_a_step_of_the_trainer(name: str, backbone: str, tmp_path: Path) -> None:
     """With a queue, a twin and views of every kind, as the papers have them."""
     words = [f"backbone={backbone}", *(("clip_frames=16", "crop_size=32") if backbone == "i3d" else TINY[2:])]
+    bench = [f"bench.{word}" for word in words[1:] if word.startswith(("clip_frames", "crop_size"))]
     words += [f"method={name}", "recipe=paper_small", "frame_stride=2", "augmentation@bench.augmentation=none"]
-    config = composed(*words, "task=[pretrain,bench]", "bench.batch_size=2", "accelerator=cpu")
+    config = composed(*words, "task=[pretrain,bench]", "bench.batch_size=2", "accelerator=cpu", *bench)
     task, bench = tasks_of(config)
     learner = plan.trained(config, task, plan.Data(config["dataset"]))
     at_once = {**config, "method": plan.trained_at_once(config["method"])}

@@ -16,7 +16,8 @@ SMALL = (
     "backbone.width=4",
     "bench.batch_size=4",
     "bench.rounds=2",
-    "crop_size=16",
+    "bench.clip_frames=8",
+    "bench.crop_size=16",
 )
 
 

@@ -87,9 +87,16 @@ def measure(run: Run, options: Any) -> list[Row]:
     return rows
 
 
-def clips_per_second(rows: Sequence[Row]) -> float | None:
-    """What the loader delivers with the run's workers, to compare with what a step takes."""
-    return next((row.figures["clips_per_second"] for row in rows if "clips_per_second" in row.figures), None)
+def copies_help(rows: Sequence[Row]) -> float | None:
+    """How many times as fast small copies are read as the files themselves, the median of the files."""
+    seconds = {row.what: row.seconds for row in rows if row.baseline == "official style"}
+    found = [seconds[name] / seconds[copied(name)] for name in seconds if copied(name) in seconds]
+    return statistics.median(found) if found else None
+
+
+def copied(what: str) -> str:
+    """The row of reading something -> that of reading its copy."""
+    return f"{what} from a copy, {COPY}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,27 +170,27 @@ def file_rows(
 
     with Apart() as apart:
         candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
-        copied = replace(dataset, manifest=with_copies(dataset.manifest, COPY, folder / str(COPY)))
-        candidates["copy"] = apart.start(ours, copied, jobs, keeps_memory=True)
+        small = replace(dataset, manifest=with_copies(dataset.manifest, COPY, folder / str(COPY)))
+        candidates["copy"] = apart.start(ours, small, jobs, keeps_memory=True)
         candidates["pure decoding"] = apart.start(each, decode_all, jobs)
         candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
         for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
             candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, jobs, keeps_memory=True)
         seconds = interleaved(candidates, rounds, clock=apart.clock)
-    rows = []
+    rows, what = [], f"read {path.name} ({kind})"
     for name in (
         "official style",
         *(name for name in candidates if not name.startswith(("ours", "copy", "stage", "off"))),
     ):
         if name in candidates:
-            row = compared("data", f"read {path.name} ({kind})", seconds, "ours", name, least.get(name))
+            row = compared("data", what, seconds, "ours", name, least.get(name))
             note = loaders[name][1] if name in loaders else ""
             rows.append(row._replace(note=note, seconds=row.seconds / clip_pairs))
     figures = split(seconds, clip_pairs) | {"decoded_per_used_picture": effort(jobs)}
     rows[0] = rows[0]._replace(figures=figures)
     if "official style" in seconds:
         promised = LEAST_OF_COPIES if least else None
-        row = compared("data", f"read {path.name} from a copy, {COPY}", seconds, "copy", "official style", promised)
+        row = compared("data", copied(what), seconds, "copy", "official style", promised)
         rows.append(row._replace(seconds=row.seconds / clip_pairs))
     return [*rows, scan_row(path, rounds), crop_row(path, jobs, rounds, is_told)]
 

@@ -6,6 +6,7 @@ processor has units for it, whatever a run's precision would be.
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -69,7 +70,9 @@ class Setting(NamedTuple):
     device: str
 
     def run(self) -> Run:
-        return Run(self.config, Path(), Log(Path()), torch.device(self.device))
+        """One that says nothing and leaves nothing."""
+        nowhere = Path(os.devnull)
+        return Run(self.config, nowhere, Log(nowhere, rank=1), torch.device(self.device))
 
 
 def measure(run: Run, options: Options) -> list[Row]:
@@ -97,10 +100,8 @@ def half_if_it_pays(run: Run) -> dict[str, Any]:
     return {"precision": "bf16", "trainer": run.config["trainer"] | {"channels_last": True}}
 
 
-def verdict(loader: float | None, workers: int, step: float | None, cached: float | None) -> str:
+def verdict(loader: float, workers: int, step: float, cached: float | None) -> str:
     """Whether training waits for data. loader, step: clips a second; cached: how many times as fast copies are read."""
-    if loader is None or step is None:
-        return ""
     told = f"the loader gives {loader:.0f} clips/s with {workers} worker{'s' * (workers != 1)}, a step takes {step:.3g}"
     if loader >= step:
         return f"compute-bound: {told}; {workers * step / loader:.2g} workers or cores would do"
@@ -255,17 +256,16 @@ def name_stages(watch: Stopwatch, trainer: Trainer) -> None:
     watch.watch(trainer.optimizer, "step", "optimizer")
     watch.watch(learner, "views", "views")  # such as masks, and mixing
     watch.watch(learner.augment, "forward", "color")
-    watch.watch(learner, "forward", "contrast")  # what of the loss is none of the following
+    watch.watch(learner, "forward", "loss")  # heads, contrast, and what else is none of the following
     slow = [module for module in learner.modules() if isinstance(module, Twin)]
-    for twin in slow:
-        watch.watch(twin, "forward", "keys")
-        watch.watch(twin, "follow", "ema")
     inside = {id(module) for twin in slow for module in twin.modules()}
     for module in learner.modules():
-        if isinstance(module, Embedder) and id(module) not in inside:
-            watch.watch(module, "forward", "queries")
+        if type(module) is type(learner.backbone):
+            watch.watch(module, "forward", "keys" if id(module) in inside else "queries")
         if isinstance(module, Queue):
             watch.watch(module, "push", "queue")
+        if isinstance(module, Twin):
+            watch.watch(module, "follow", "ema")
 
 
 def told(figures: dict[str, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
@@ -13,26 +12,28 @@ from typing import Annotated, Literal, get_args
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidssl import build
-from vidssl.bench import aug, data, record
-from vidssl.bench.timing import Row
-from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
-from vidssl.clips import Batch
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.bench import aug, data, record, step
+from vidssl.bench.timing import Row, on_device
+from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
-from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count
+from vidssl.registry import ConfigError, Count, schema, unknown
 from vidssl.tasks import TASKS, Task
 
-Part = Literal["method", "data", "aug"]
-PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {"data": data.measure, "aug": aug.measure}  # of vidssl.bench
+Part = Literal["method", "data", "aug", "step"]
+PARTS: dict[str, Callable[[Run, Bench], list[Row]]] = {  # of vidssl.bench
+    "data": data.measure,
+    "aug": aug.measure,
+    "step": step.measure,
+}
 
 
 @TASKS.register("bench")
 @dataclass(frozen=True)
 class Bench(ClipOptions, Task):
     """parts: method, training steps of the method and of a baseline method, in turn: same backbone, batch, precision
-    and optimizer; data and aug, see vidssl/bench.
+    and optimizer; data, aug and step, see vidssl/bench.
 
     Of `method`: a step is all that the trainer does with a batch, from uint8 clips on the device to the new weights.
     The clips are random, so no data set is read. Figures: ratio (median over the rounds), its quartiles, seconds of
@@ -46,6 +47,8 @@ class Bench(ClipOptions, Task):
     clip_pairs: Count
     files: list[str] | None
     material: str
+    backbones: tuple[str, ...] | None
+    step_batch_size: Count
     baseline: Annotated[dict, METHODS]
     augmentation: Augmentation
     optimizer: Annotated[dict, OPTIMIZERS]
@@ -53,21 +56,40 @@ class Bench(ClipOptions, Task):
 
     def problems(self) -> list[str]:
         missing = [path for path in self.files or () if not Path(path).exists()]
-        return [f"bench.files={path}: no such file or folder; null: files are rendered" for path in missing]
+        told = [f"bench.files={path}: no such file or folder; null: files are rendered" for path in missing]
+        measured = self.backbones or () if "step" in self.chosen else ()
+        return told + [problem for name in measured for problem in self._unfit(name)]
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return get_args(Part) if self.parts == "all" else self.parts
+
+    def _unfit(self, name: str) -> list[str]:
+        """Why this backbone's step cannot be measured."""
+        if name not in BACKBONES.names():
+            return [unknown("bench.backbones", name, BACKBONES.names())]
+        if schema(BACKBONES.get(name)):
+            return [f"bench.backbones={name}: has options; set backbone={name} and bench.backbones=null"]
+        with torch.device("meta"):
+            time, space = BACKBONES.build({"name": name}).strides
+        if self.clip_frames % time == self.crop_size % space == 0:
+            return []
+        return [f"bench.backbones={name}: needs bench.clip_frames in steps of {time}, bench.crop_size of {space}"]
 
     def __call__(self, run: Run) -> dict[str, float]:
-        chosen = get_args(Part) if self.parts == "all" else self.parts
-        figures = self.method(run) if "method" in chosen else {}
-        rows = [row for name, measure in PARTS.items() if name in chosen for row in measure(run, self)]
+        figures = self.method(run) if "method" in self.chosen else {}
+        rows = [row for name, measure in PARTS.items() if name in self.chosen for row in measure(run, self)]
         if rows and run.log.is_main:
             run.log.say(record.table(rows))
+            for line in verdicts(rows):
+                run.log.say(line)
             record.write(run.output / "bench.json", rows, run.config["bench"])
             run.log.say(f"all figures: {run.output / 'bench.json'}")
         return figures | {f"{row.part}: {row.what} / {row.baseline}": row.ratio for row in rows}
 
     def method(self, run: Run) -> dict[str, float]:
         ours, theirs = self.step(run, run.config["method"]), self.step(run, self.baseline)
-        flops = [count_flops(step) for step in (ours, theirs)]
+        flops = [count_flops(each) for each in (ours, theirs)]
         pairs = [(ours(), theirs()) for _ in run.log.track(range(self.rounds), self.rounds, "bench")]
         ratios = [mine / base for mine, base in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
@@ -88,20 +110,18 @@ class Bench(ClipOptions, Task):
 
     def step(self, run: Run, method: dict) -> Callable[[], float]:
         """A function that does one training step and says how many seconds it took."""
-        learner = METHODS.build(method, build.untrained_backbone(run), build.color(run, self.augmentation))
-        options = TrainOptions(1, self.batch_size, None, self.optimizer, self.schedule)
-        trainer = build.trainer(run, "bench", learner, options, file=None)
-        model = trainer.prepare()
-        batches = repeat(self.clips(learner, run.device))
+        setting = step.Setting(
+            run.config, method, self.augmentation, self.optimizer, self.schedule, self.batch_size, self.clip_frames,
+            self.crop_size, run.device.type,
+        )  # fmt: skip
+        trainer = step.untrained(setting)
+        work = step.stepping(trainer, repeat(step.clips(setting, trainer.learner).to(run.device)))
+        clock = on_device(run.device)
 
         def once() -> float:
-            clock = time.perf_counter if run.device.type == "cuda" else time.process_time
             begun = clock()
-            updated = trainer.step(model, batches, 1)
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
+            updated = work()
             seconds = clock() - begun
-            trainer.on_device.clear()
             if not updated:
                 raise ConfigError(f"method={method['name']}: its first steps do not train; make them 0 to measure one")
             return seconds
@@ -109,14 +129,22 @@ class Bench(ClipOptions, Task):
         once()  # memory, algorithms
         return once
 
-    def clips(self, learner: Learner, device: torch.device) -> Batch:
-        count, views, size = self.batch_size, len(learner.plan.views), self.crop_size
-        clips = torch.randint(0, 256, (count, views, 3, self.clip_frames, size, size), dtype=torch.uint8)
-        boxes = torch.tensor([0.1, 0.1, 0.9, 0.9]).expand(count, views, 4)
-        return Batch(clips, boxes, torch.zeros(count, dtype=torch.int64), torch.arange(count)).to(device)
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """For each step that was measured, whether the loader that was measured keeps up with it."""
+    loader = next((row for row in rows if "workers" in row.figures), None)
+    if loader is None:
+        return []
+    told = []
+    for row in rows:
+        if "clips_per_second" in row.figures and row.part == "step":
+            given, workers = loader.figures["clips_per_second"], int(loader.figures["workers"])
+            line = step.verdict(given, workers, row.figures["clips_per_second"], data.copies_help(rows))
+            told.append(f"{row.what} is {line}")
+    return told
 
 
-def count_flops(step: Callable[[], float]) -> int:
+def count_flops(work: Callable[[], float]) -> int:
     with FlopCounterMode(display=False) as counter:
-        step()
+        work()
     return counter.get_total_flops()
