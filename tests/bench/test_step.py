@@ -129,6 +129,19 @@ def test_something_is_promised_for_what_was_released_alone() -> None:
     assert step.least(promised, "fp32") is None
 
 
+def test_a_step_has_a_twin_and_a_queue_whatever_the_recipe() -> None:
+    demo = composed("task=bench", "method=moco", "recipe=demo")["method"]
+    assert demo["contrast"]["queue"] == demo["contrast"]["momentum"] == 0
+    made = step.as_published(demo)["contrast"]
+    assert (made["queue"], made["momentum"]) == (65536, 0.999)
+    small = composed("task=bench", "method=moco", "recipe=paper_small")["method"]
+    assert step.as_published(small) == small
+    assert (
+        step.as_published(composed("task=bench", "method=dclr", "recipe=paper")["method"])["contrast"]["fill_steps"]
+        == 0
+    )
+
+
 def test_the_verdict_says_who_waits_and_what_would_help() -> None:
     assert step.verdict(100.0, 2, 50.0, None).startswith("compute-bound")
     assert "1 workers or cores would do" in step.verdict(100.0, 2, 50.0, 4.0)
@@ -177,7 +190,7 @@ def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     [
         (["bench.backbones=[i4d]"], "bench.backbones=i4d: no such value. Did you mean i3d?"),
         (["bench.backbones=[tiny]"], "bench.backbones=tiny: has options; set backbone=tiny"),
-        (["bench.crop_size=100"], "bench.backbones=i3d: needs bench.clip_frames in steps of 8, bench.crop_size of 32"),
+        (["bench.backbones=[s3dg]", "bench.crop_size=8"], "bench.backbones=s3dg: cannot take clips of bench.clip_"),
     ],
 )
 def test_backbones_that_cannot_be_measured_are_told_before_work(words: list[str], told: str, tmp_path: Path) -> None:

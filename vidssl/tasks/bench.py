@@ -70,11 +70,16 @@ class Bench(ClipOptions, Task):
             return [unknown("bench.backbones", name, BACKBONES.names())]
         if schema(BACKBONES.get(name)):
             return [f"bench.backbones={name}: has options; set backbone={name} and bench.backbones=null"]
-        with torch.device("meta"):
-            time, space = BACKBONES.build({"name": name}).strides
-        if self.clip_frames % time == self.crop_size % space == 0:
-            return []
-        return [f"bench.backbones={name}: needs bench.clip_frames in steps of {time}, bench.crop_size of {space}"]
+        frames, size = self.clip_frames, self.crop_size
+        with torch.device("meta"), torch.no_grad():
+            try:
+                BACKBONES.build({"name": name}).eval()(torch.empty(1, 3, frames, size, size))
+            except RuntimeError:
+                return [
+                    f"bench.backbones={name}: cannot take clips of bench.clip_frames={frames} and "
+                    f"bench.crop_size={size}; 16 and 112 are usual"
+                ]
+        return []
 
     def __call__(self, run: Run) -> dict[str, float]:
         figures = self.method(run) if "method" in self.chosen else {}
