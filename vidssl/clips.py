@@ -42,7 +42,9 @@ class ClipPlan:
 class Batch(NamedTuple):
     """B videos with V views each."""
 
-    clips: Tensor  # uint8 [B, V, 3, T, S, S]; features float32 [B, C] where a task extracted these before
+    # uint8 [B, V, 3, T, S, S], as a loader makes them with color last in memory, which `to` changes; features float32
+    # [B, C] where a task extracted these before
+    clips: Tensor
     boxes: Tensor  # float32 [B, V, 4]: x0, y0, x1, y1 of the crop as shares of the frame; x0 > x1 where mirrored
     label: Tensor  # int64 [B]; -1 where the data set has none
     index: Tensor  # int64 [B]: place of the video in its manifest
@@ -53,4 +55,4 @@ class Batch(NamedTuple):
         return self.clips.shape[0] * self.clips.shape[1] if self.clips.ndim == 6 else len(self.clips)
 
     def to(self, device, non_blocking: bool = False) -> Batch:
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in self))
+        return Batch(*(part.to(device, non_blocking=non_blocking).contiguous() for part in self))

@@ -26,7 +26,7 @@ class Crop(Protocol):
 
 
 class Item(NamedTuple):
-    clips: Tensor  # uint8 [V, 3, T, S, S]
+    clips: Tensor  # uint8 [V, 3, T, S, S], color last in memory
     boxes: Tensor  # float32 [V, 4]
     label: int
     index: int
@@ -71,7 +71,7 @@ class ClipDataset(Dataset):
         raise VideoError(f"{MOST_ATTEMPTS} videos in a row cannot be read; the last: {failures[-1][1]}")
 
     def read(self, number: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The clips of one video, uint8 [V, 3, T, S, S], and their boxes, float32 [V, 4]."""
+        """The clips of one video, uint8 [V, 3, T, S, S] with color last in memory, and their boxes, float32 [V, 4]."""
         index, path = self.manifest.index(number), self.manifest.path(number)
         numbers = frame_numbers(self.plan, index.frames, self.clip_frames, self.frame_stride, generator)
         places: dict[int, list[tuple[int, int]]] = {}
@@ -79,7 +79,7 @@ class ClipDataset(Dataset):
             for time, frame in enumerate(row):
                 places.setdefault(int(frame), []).append((view, time))
         size, views = self.crop_size, len(numbers)
-        clips = torch.empty(views, 3, self.clip_frames, size, size, dtype=torch.uint8)
+        clips = torch.empty(views, self.clip_frames, size, size, 3, dtype=torch.uint8)
         boxes: list[AnyBox] = []
         parts: dict[int, np.ndarray] = {}
         missing = [self.clip_frames] * views
@@ -97,9 +97,9 @@ class ClipDataset(Dataset):
                 missing[view] -= 1
                 if missing[view] == 0:  # resize at once, so that few clips lie here at full size
                     small = self.crop.resize(as_tensor(parts.pop(view)), size)
-                    clips[view] = as_shown(small, boxes[view]).transpose(0, 1)
+                    clips[view] = as_shown(small, boxes[view]).permute(0, 2, 3, 1)
         shares = [box.shares(*shape[:2]) for box in boxes]
-        return clips, torch.tensor(shares, dtype=torch.float32)
+        return color_first(clips), torch.tensor(shares, dtype=torch.float32)
 
     def boxes(self, shape: tuple[int, ...], generator: np.random.Generator, path: object) -> list[AnyBox]:
         """Each view's crop of a picture [H, W, 3]. One is drawn for every view, also where it takes another's."""
@@ -114,6 +114,12 @@ class ClipDataset(Dataset):
         return boxes
 
 
+def color_first(clips: Tensor) -> Tensor:
+    """[..., T, H, W, 3] -> view [..., 3, T, H, W]: moving single bytes takes CPUs as long as half a resize, and GPUs
+    nothing."""
+    return clips.movedim(-1, -4)
+
+
 def collate(items: list[Item]) -> tuple[Batch | None, tuple[tuple[int, str], ...]]:
     """The batch, None if no item has clips, and the failures of its items."""
     good = [item for item in items if len(item.clips)]
@@ -121,7 +127,7 @@ def collate(items: list[Item]) -> tuple[Batch | None, tuple[tuple[int, str], ...
     if not good:
         return None, failures
     batch = Batch(
-        torch.stack([item.clips for item in good]),
+        color_first(torch.stack([item.clips.permute(0, 2, 3, 4, 1) for item in good])),
         torch.stack([item.boxes for item in good]),
         torch.tensor([item.label for item in good]),
         torch.tensor([item.index for item in good]),

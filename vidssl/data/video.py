@@ -170,10 +170,10 @@ def _jump(
     wanted: ascending.
     """
     with _Reader(path) as reader:
-        packets = reader.numbered_packets(index)
+        packets, is_intra = reader.numbered_packets(index), index.codec in INTRA
         while wanted:
             key = index.key_before(wanted[0])
-            if index.numbering == "pts" and key - reader.position > SEEK_BEYOND:
+            if index.numbering == "pts" and key - reader.position > (SEEK_BEYOND_INTRA if is_intra else SEEK_BEYOND):
                 packets = reader.packets_before(index, key)
             sent = yield from reader.decode_from(packets, key, wanted, index)
             effort.append(reader.decoded)
@@ -183,6 +183,7 @@ def _jump(
 
 
 SEEK_BEYOND = 250  # pictures; up to there, reading packets without decoding them costs less than a seek
+SEEK_BEYOND_INTRA = 20  # whose packets are large
 
 
 def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -285,9 +286,10 @@ class _Reader:
         if index.numbering == "vop":
             yield from self._vops(index)
             return
+        is_alone = index.codec in INTRA
         for packet in self.container.demux(self.stream):
             if packet.size:
-                yield packet, index.number_of.get(packet.pts), False
+                yield packet, index.number_of.get(packet.pts), is_alone
 
     def _vops(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """One packet a coded picture, stamped with its number."""
@@ -334,7 +336,7 @@ class _Reader:
         unsent, keys, stamps = deque(wanted), index.key_set, {}
         newest_key, key_stamp, skipping = key, None, None
         missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
-        self.decoded = 0
+        self.decoded, reach = 0, SEEK_BEYOND_INTRA if index.codec in INTRA else 0
         for packet, number, may_be_left_out in packets:
             self.position = max(self.position, number or 0)
             if key_stamp is None:
@@ -360,7 +362,7 @@ class _Reader:
                     yield stamps[frame.pts], frame
             while unsent and unsent[0] not in missing:
                 unsent.popleft()
-            if not unsent or index.key_before(unsent[0]) > newest_key:
+            if not unsent or index.key_before(unsent[0]) > newest_key + reach:
                 break
         for frame in self.decoder.decode(None):
             self.decoded += 1
@@ -372,6 +374,7 @@ class _Reader:
 
 # Decoders that, told so before a packet, leave out its picture if no other refers to it, and change no other picture.
 SKIPS_EXACTLY = {"h264", "hevc"}
+INTRA = {"mjpeg"}  # no picture refers to another
 COVER_PICTURE = av.stream.Disposition.attached_pic
 
 
