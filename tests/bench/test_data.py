@@ -14,10 +14,9 @@ import torch
 from av.video.frame import PictureType
 
 from tests.conftest import launch, make_video, read_json
-from tests.data.test_video import pack
 from vidssl.bench import data, loaders, record
 from vidssl.bench.apart import Apart
-from vidssl.bench.material import DEFAULT, Material
+from vidssl.bench.material import DEFAULT, Material, pack
 from vidssl.bench.timing import Row
 from vidssl.data.video import probe
 
@@ -32,6 +31,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def jobs_of(path: Path, count: int = 2) -> tuple[data.ClipDataset, list[loaders.Job]]:
     dataset = data.dataset_of([path], CLIP, 0)
     return dataset, data.jobs_of(dataset, count, data.scan_by_decoding(path))
+
+
+def test_packed_material_is_packed(tmp_path: Path) -> None:
+    path = Material("p.avi", "mpeg4", 96, 64, 25, 300, 2, packed=True).render(tmp_path)
+    assert "x" in probe(path).kinds
+    assert data.kind_of(probe(path)) == "MPEG-4 packed"
+    assert [file.name for file in tmp_path.iterdir()] == ["p.avi"]
 
 
 @pytest.mark.parametrize(("codec", "b_frames"), [("mpeg4", 0), ("libx264", 0), ("libx264", 3)])

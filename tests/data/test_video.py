@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_video
-from vidssl.data import numbering, video
+from vidssl.bench.material import pack
+from vidssl.data import video
 from vidssl.data.video import VideoError, VideoIndex, decode, probe, read_frames
 
 
@@ -111,49 +112,6 @@ def test_far_pictures_are_reached_by_seeking_and_near_ones_are_not(
             for number, frame in found.items():
                 np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), expected[number])
         assert not counted, "the plain loop was not needed"
-
-
-def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
-    """Rewrite an MPEG-4 stream with B-frames as XviD and DivX packed it: P and the B after it in one packet, then an
-    empty packet instead of the B, and user data that says so. last_owed: drop the last empty packet."""
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        stream = reader.streams.video[0]
-        out = writer.add_stream_from_template(stream)
-        pictures = [bytes(packet) for packet in reader.demux(stream) if packet.size]
-        kinds = ["IPBS"[data[data.find(numbering.VOP_START) + 4] >> 6] for data in pictures]
-        note = b"\x00\x00\x01\xb2DivX503b1393p"
-        head = pictures[0].find(numbering.VOP_START)
-        pictures[0] = pictures[0][:head] + note + pictures[0][head:]
-        chunks, place = [], 0
-        while place < len(pictures):
-            if place + 1 < len(pictures) and kinds[place] in "IP" and kinds[place + 1] == "B" and place > 0:
-                run = place + 1
-                while run < len(pictures) and kinds[run] == "B":
-                    run += 1
-                chunks.append(pictures[place] + pictures[place + 1])
-                chunks += pictures[place + 2 : run]
-                chunks.append(not_coded(stream))
-                place = run
-            else:
-                chunks.append(pictures[place])
-                place += 1
-        if last_owed:
-            assert len(chunks[-1]) < 10, "the stream ends in a packed B-frame"
-            chunks.pop()
-        for time, chunk in enumerate(chunks):
-            packet = av.Packet(chunk)
-            packet.stream, packet.pts, packet.dts, packet.time_base = out, time, time, stream.time_base
-            packet.is_keyframe = time == 0
-            writer.mux(packet)
-    return target
-
-
-def not_coded(stream: av.VideoStream) -> bytes:
-    """A P picture that says "not coded": type 01, no whole second, marker, time 0, marker, 0."""
-    bits = numbering.time_bits(bytes(stream.codec_context.extradata))
-    field = "01" + "0" + "1" + "0" * bits + "1" + "0"
-    field += "0" + "1" * (-(len(field) + 1) % 8)
-    return numbering.VOP_START + int(field, 2).to_bytes(len(field) // 8, "big")
 
 
 @pytest.mark.parametrize("last_owed", [False, True])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,17 +157,11 @@ def _arranged(job: Job, found: dict[int, np.ndarray]) -> Pictures:
 # Libraries, if they are there
 
 
-def with_torchcodec(job: Job) -> Pictures:
+def with_torchcodec(job: Job, mode: str = "exact") -> Pictures:
+    """Its own defaults: exact seeking, for which it scans the file first; approximate trusts the header."""
     decoders = importlib.import_module("torchcodec.decoders")
-
-    def read(mode: str) -> np.ndarray:
-        decoder = decoders.VideoDecoder(str(job.path), num_ffmpeg_threads=1, seek_mode=mode, dimension_order="NHWC")
-        return decoder.get_frames_at(job.wanted).data.numpy()
-
-    try:
-        pictures = read("approximate")  # the faster one
-    except RuntimeError:
-        pictures = read("exact")
+    decoder = decoders.VideoDecoder(str(job.path), num_ffmpeg_threads=1, seek_mode=mode, dimension_order="NHWC")
+    pictures = decoder.get_frames_at(job.wanted).data.numpy()
     return _arranged(job, dict(zip(job.wanted, pictures, strict=True)))
 
 
@@ -204,6 +199,7 @@ def installed() -> dict[str, Loader]:
     }
     others = {
         "torchcodec": ("torchcodec.decoders", with_torchcodec),
+        "torchcodec, approximate": ("torchcodec.decoders", partial(with_torchcodec, mode="approximate")),
         "decord": ("decord", with_decord),
         "OpenCV": ("cv2", with_opencv),
     }

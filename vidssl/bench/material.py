@@ -10,6 +10,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from vidssl.data.numbering import VOP_START, time_bits
 from vidssl.data.spatial import as_tensor, resize
 
 
@@ -23,6 +24,7 @@ class Material(NamedTuple):
     frames: int
     gop: int
     b_frames: int  # at most so many in a row
+    packed: bool = False  # MPEG-4 as XviD and DivX wrote it, and UCF101 has it
 
     def render(self, folder: Path) -> Path:
         """Write the file unless it is there; its path."""
@@ -48,16 +50,62 @@ class Material(NamedTuple):
                 frame.pts, frame.time_base = time, Fraction(1, 25)
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
+        if self.packed:
+            pack(unfinished, unfinished.with_name(f"packed-{unfinished.name}")).replace(unfinished)
         unfinished.replace(path)
         return path
 
 
 DEFAULT = (
+    Material("mpeg4_packed.avi", "mpeg4", 320, 240, 164, 300, 2, packed=True),
     Material("mpeg4_p_g60.avi", "mpeg4", 320, 240, 180, 60, 0),
     Material("h264_340x256_g60.mp4", "libx264", 340, 256, 300, 60, 3),
     Material("h264_340x256_g250.mp4", "libx264", 340, 256, 300, 250, 3),
     Material("h264_1280x720_g60.mp4", "libx264", 1280, 720, 300, 60, 3),
 )
+
+
+def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
+    """Rewrite an MPEG-4 stream with B-frames as XviD and DivX packed it: P and the B after it in one packet, then an
+    empty packet instead of the B, and user data that says so. last_owed: drop the last empty packet."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        out = writer.add_stream_from_template(stream)
+        pictures = [bytes(packet) for packet in reader.demux(stream) if packet.size]
+        kinds = ["IPBS"[data[data.find(VOP_START) + 4] >> 6] for data in pictures]
+        note = b"\x00\x00\x01\xb2DivX503b1393p"
+        head = pictures[0].find(VOP_START)
+        pictures[0] = pictures[0][:head] + note + pictures[0][head:]
+        chunks, place = [], 0
+        while place < len(pictures):
+            if place + 1 < len(pictures) and kinds[place] in "IP" and kinds[place + 1] == "B" and place > 0:
+                run = place + 1
+                while run < len(pictures) and kinds[run] == "B":
+                    run += 1
+                chunks.append(pictures[place] + pictures[place + 1])
+                chunks += pictures[place + 2 : run]
+                chunks.append(not_coded(stream))
+                place = run
+            else:
+                chunks.append(pictures[place])
+                place += 1
+        if last_owed:
+            assert len(chunks[-1]) < 10, "the stream ends in a packed B-frame"
+            chunks.pop()
+        for time, chunk in enumerate(chunks):
+            packet = av.Packet(chunk)
+            packet.stream, packet.pts, packet.dts, packet.time_base = out, time, time, stream.time_base
+            packet.is_keyframe = time == 0
+            writer.mux(packet)
+    return target
+
+
+def not_coded(stream: av.VideoStream) -> bytes:
+    """A P picture that says "not coded": type 01, no whole second, marker, time 0, marker, 0."""
+    bits = time_bits(bytes(stream.codec_context.extradata))
+    field = "01" + "0" + "1" + "0" * bits + "1" + "0"
+    field += "0" + "1" * (-(len(field) + 1) % 8)
+    return VOP_START + int(field, 2).to_bytes(len(field) // 8, "big")
 
 
 class Scene:

@@ -26,8 +26,10 @@ def pts_numbering(packets: list[tuple[int | None, bool, bool]], first_shown: int
         or not min(times) == times[0] == first_shown
     ):
         return {}
-    ordered = sorted(times)
-    number = {time: i for i, time in enumerate(ordered)}
+    order = np.argsort(times)
+    number, ordered = np.empty_like(order), np.array(times)[order].tolist()
+    number[order] = np.arange(len(order))
+    keys = number[[key for _, key, _ in packets]]
     steps = np.diff(ordered) if len(ordered) > 1 else np.ones(1, int)
     even = bool(steps.min() == steps.max())
     return {
@@ -35,7 +37,7 @@ def pts_numbering(packets: list[tuple[int | None, bool, bool]], first_shown: int
         "frames": len(ordered),
         "times": (ordered[0], int(steps[0])) if even else tuple(ordered),
         "even": even,
-        "keys": tuple(sorted(number[time] for time, key, _ in packets if key)),
+        "keys": tuple(sorted(keys.tolist())),
         "variable_rate": bool(steps.max() - steps.min() > 1),  # 1: rounding to the time base
     }
 
@@ -85,8 +87,9 @@ def vop_kinds(headers: bytes, packets: list[bytes]) -> str:
     packed = PACKED.search(headers) is not None
     kinds, owed = "", 0
     for packet in packets:
-        pieces = list(split_vops(packet))
-        if packet.count(VOP_START[:3]) > len(pieces):  # headers among them
+        codes = packet.count(START)
+        pieces = [packet] if codes == 1 and packet.startswith(VOP_START) else list(split_vops(packet))
+        if codes > len(pieces):  # headers among them
             bits = time_bits(packet) or bits
             packed = packed or PACKED.search(packet) is not None
         for piece in pieces:
@@ -122,7 +125,8 @@ def split_vops(packet: bytes) -> Iterator[bytes]:
 
 
 PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")  # two pictures in a packet, says the encoder
-VOP_START = b"\x00\x00\x01\xb6"
+START = b"\x00\x00\x01"  # of anything
+VOP_START = START + b"\xb6"
 
 
 def time_bits(headers: bytes) -> int | None:
