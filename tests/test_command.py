@@ -41,6 +41,7 @@ MISTAKES = {
     "no checkpoint": (["task=linear"], ["checkpoint: missing", "task=[pretrain,linear]", "checkpoint=none"]),
     "classifier wanted": (["task=test", "checkpoint=none"], ["checkpoint=none", "classifier", "finetune"]),
     "half precision on a CPU": (["precision=fp16", "accelerator=cpu"], ["precision=fp16", "GPU", "bf16"]),
+    "CUDA graphs on a CPU": (["compile=graphs", "accelerator=cpu"], ["compile=graphs", "need a GPU", "true"]),
     "contradicting probe": (["linear.features=online"], ["linear.normalize=standardize", "linear.features=cached"]),
     "score of no task": (["score=test.top1"], ["score=test.top1", "pretrain, linear, retrieve"]),
     "no runs to report": (["task=report", "report.runs=/no/such"], ["report.runs=/no/such", "no such folder"]),

@@ -340,3 +340,18 @@ def test_the_readme_shows_what_is_printed(tmp_path: Path) -> None:
     assert [line.partition(", where")[0] for line in shown if line not in hours] == [
         line.partition(", where")[0] for line in printed
     ]
+
+
+def test_copies_that_are_still_to_be_made_are_counted(tmp_path: Path) -> None:
+    words = ("task=pretrain", *TINY, "dataset.train_videos=8", "pretrain.batch_size=4", f"data.cache_folder={tmp_path}")
+    assert not [line for line in plan.plan(composed(*words), Path("run")) if "copies" in line]
+    config = composed(*words, "data.cache=mjpeg", "data.cache_short=32")
+    (told,) = [line for line in plan.plan(config, Path("run")) if "copies" in line]
+    assert "first makes 8 small copies in " in told
+    folder = Path(told.partition(" in ")[2])
+    assert folder.name == "mjpeg-32"
+    folder.mkdir(parents=True)
+    paths = sorted({video.path for video in plan.Data(config["dataset"]).listing("train").videos})
+    (folder / "copies.jsonl").write_text("".join(f'{{"format":1,"path":"{path}"}}\n' for path in paths[:3]))
+    (told,) = [line for line in plan.plan(config, Path("run")) if "copies" in line]
+    assert "first makes 5 small copies in " in told

@@ -341,7 +341,10 @@ def trainer(
 ) -> Trainer:
     """groups: parameters with learning rates of their own, as torch's optimizers take them; None: all with one."""
     if run.config["compile"]:
-        learner.backbone.compile()
+        mode = "reduce-overhead" if run.config["compile"] == "graphs" else None
+        for module in learner.modules():
+            if type(module) is type(learner.backbone):  # the twin's, too
+                module.compile(mode=mode)
     learner.to(run.device)  # where optimizers work faster, as they see then
     parameters = groups or [parameter for parameter in learner.parameters() if parameter.requires_grad]
     return Trainer(

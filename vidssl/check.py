@@ -32,7 +32,7 @@ class RunOptions:
     nodes: Count
     accelerator: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto"] | Precision
-    compile: bool
+    compile: bool | Literal["graphs"]
     output: str | None
     checkpoint: str | None
     resume: Literal["auto", "never"]
@@ -131,6 +131,8 @@ def _devices(config: dict[str, Any]) -> list[str]:
         )
     if config["trainer"]["batch_norm"] == "sync" and not on_cuda:
         problems.append("trainer.batch_norm=sync: PyTorch has it for GPUs alone; allowed here: local, frozen")
+    if config["compile"] == "graphs" and not on_cuda:
+        problems.append("compile=graphs: CUDA graphs need a GPU; allowed here: false, true")
     if config["precision"] == "fp16" and not on_cuda:
         problems.append("precision=fp16: needs a GPU; allowed here: auto, fp32, bf16")
     return problems

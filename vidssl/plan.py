@@ -20,6 +20,8 @@ from vidssl.backbones.blocks import BACKBONES
 from vidssl.check import task_names
 from vidssl.clips import Batch
 from vidssl.cluster import LAUNCHERS
+from vidssl.data.cache import not_made
+from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.engine.optim import OPTIMIZERS
 from vidssl.evaluation.bias import CHANGES
@@ -65,7 +67,7 @@ def plan(config: dict[str, Any], output: Path) -> list[str]:
     head = f"The configuration is sound: {chosen}, seed {config['seed']}, {some(ranks(config), 'rank')}"
     takes = parts(config, data)
     told = [line for part in takes for line in part.lines]
-    told += data.to_render()
+    told += data.to_render() + data.to_copy(DataOptions(**read_options(DataOptions, config["data"])))
     told += _hours(config, [part.flops for part in takes])
     told += _disk(output, {name: size for part in takes for name, size in part.files.items()}, config)
     told += LAUNCHERS.build(config["launcher"]).plan(config)
@@ -114,6 +116,18 @@ class Data:
             if not (listing.root / recipe.name).exists()
         ]
         return [f"first renders {len(missing):,} videos into {missing[0].parent}"] if missing else []
+
+    def to_copy(self, options: DataOptions) -> list[str]:
+        """Small copies that are still to be made; how large they get only the videos tell."""
+        if options.cache is None:
+            return []
+        paths: dict[Path, set[str]] = {}
+        for listing in self.listings.values():
+            if not any(recipe.is_mask for recipe in listing.recipes):
+                folder = build.cache_folder(listing, options)
+                paths.setdefault(folder, set()).update(video.path for video in listing.videos)
+        counts = {folder: not_made(videos, folder) for folder, videos in paths.items()}
+        return [f"first makes {count:,} small copies in {folder}" for folder, count in counts.items() if count]
 
 
 def parts(config: dict[str, Any], data: Data) -> list[Part]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -116,6 +116,11 @@ def with_copies(
             rows[number] = json.dumps(made["video"], separators=(",", ":")).encode()
             files[number] = str((folder / _name(video.path, form)).resolve())
     return replace(manifest, rows=rows, files=files)
+
+
+def not_made(paths: Iterable[str], folder: Path) -> int:
+    """How many of these videos have no copy in the folder, nor a reason why not."""
+    return len(set(paths) - read_rows(folder / ROWS).keys())
 
 
 def problems(manifest: Manifest, folder: Path) -> list[str]:

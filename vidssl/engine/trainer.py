@@ -175,6 +175,8 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         distributed.seed_step(self.seed, progress.step)
+        if self.config.get("compile") == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
         outputs = []
         for part in range(self.options.accumulate):
             batch = self._take(batches)
