@@ -210,3 +210,10 @@ def test_candidates_have_a_clock_of_their_device() -> None:
 
 def sorted_numbers(count: int) -> Any:
     return lambda: sorted(range(count, 0, -1))
+
+
+@pytest.mark.slow
+def test_it_measures_one_rank(tmp_path: Path) -> None:
+    answer = launch(["task=bench", "bench.parts=[step]", "devices=2", "accelerator=cpu", "output=run"], tmp_path)
+    assert answer.status == 2
+    assert "devices=2: bench.parts=[step] measures the step of one rank" in answer.err

@@ -47,8 +47,26 @@ def collated(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], object]:
     return lambda: collate([dataset[epoch, 0] for epoch in range(len(jobs))])
 
 
+def moved(dataset: ClipDataset, jobs: list[Job]) -> Callable[[], object]:
+    """Into memory that the training process reads, too."""
+
+    def candidate() -> None:
+        batch, _ = collate([dataset[epoch, 0] for epoch in range(len(jobs))])
+        for part in batch:
+            part.share_memory_()
+
+    return candidate
+
+
 # Our path up to each of its stages, so that differences tell what each takes
-STAGES = {"open": opened, "decode": decoded, "convert": converted, "crop_resize": ours, "collate": collated}
+STAGES = {
+    "open": opened,
+    "decode": decoded,
+    "convert": converted,
+    "crop_resize": ours,
+    "collate": collated,
+    "transfer": moved,
+}
 
 
 def cropped(crop: Callable, jobs: list[Job]) -> Callable[[], None]:

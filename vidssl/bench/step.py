@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidssl import build
+from vidssl import build, distributed
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench import record
 from vidssl.bench.apart import Apart
@@ -32,6 +32,7 @@ from vidssl.engine.log import Log
 from vidssl.engine.trainer import Trainer
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS, ContrastOptions, Embedder, Queue, Twin, contrast_loss, projector
+from vidssl.registry import ConfigError
 
 # How many times as fast as the released form each should be at least
 ON_CPU = {"i3d": 2.0, "r2plus1d18": 3.0}  # in bfloat16, clips of 16 x 112 x 112
@@ -76,9 +77,9 @@ class Setting(NamedTuple):
 
 
 def measure(run: Run, options: Options) -> list[Row]:
+    if distributed.world() > 1:
+        raise ConfigError(f"devices={distributed.world()}: bench.parts=[step] measures the step of one rank; devices=1")
     rows = []
-    if not run.log.is_main:
-        return rows  # one process measures
     sections = [run.config["backbone"]] if options.backbones is None else [{"name": n} for n in options.backbones]
     with one_thread():
         for section in sections:
