@@ -11,7 +11,7 @@ demo: .venv/ready ## MoCo against FAME on synthetic videos: who follows the back
 	$(BIN)/python launch.py sweeps=demo $(ARGS)
 
 test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist loadfile
 
 test-all: .venv/ready ## all tests; those on a SLURM need root and tests/slurm/cluster.sh install
 	$(BIN)/python -m pytest

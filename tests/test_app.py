@@ -159,7 +159,7 @@ def undisturbed(rendered: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return outcome(folder / "run")
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_change_nothing(workers: int, undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "dataset.train_videos=64", "output=run", f"data.workers={workers}"]
     assert launch(words, tmp_path).status == DONE

@@ -100,6 +100,7 @@ def test_evicted_jobs_go_back_into_the_queue_and_cancelled_ones_do_not(
     assert bool(requeued) == goes_on
 
 
+@pytest.mark.slow
 def test_a_run_goes_the_way_of_a_job_and_leaves_the_same(small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "devices=2"]
     answer = launch([*words, "output=run"], tmp_path)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import DATA, HOME, PRETRAIN, read_json
 
 
@@ -16,6 +18,7 @@ def blocks(text: str) -> dict[str, str]:
     return {path: content for path, _, content in re.findall(r"^`([\w/.]+)`\n\n```(\w+)\n(.*?)^```", text, re.M | re.S)}
 
 
+@pytest.mark.slow
 def test_a_method_is_one_python_file_and_one_yaml(tmp_path: Path, rendered: str) -> None:
     """docs/adding-a-method.md, in a copy of the repository."""
     copy = tmp_path / "copy"

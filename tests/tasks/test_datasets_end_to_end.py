@@ -102,7 +102,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("folder", "list") else ()) for name in TREES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "ucf101" else ()) for name in TREES]
 )
 def test_the_layout_trains_end_to_end(name: str, material: dict[str, Path], tmp_path: Path) -> None:
     make, words = TREES[name]
