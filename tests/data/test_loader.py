@@ -58,6 +58,16 @@ def test_batches_have_the_promised_shapes(folder: Path) -> None:
     assert torch.equal(batch.label, batch.index)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_color_lies_last_until_the_batch_is_on_its_device(workers: int, folder: Path) -> None:
+    batch = next(iter(loader(dataset(folder), workers=workers).epoch(0)))
+    assert batch.clips.shape[2] == 3
+    assert batch.clips.stride(2) == 1
+    moved = batch.to("cpu")
+    assert moved.clips.is_contiguous()
+    assert torch.equal(moved.clips, batch.clips)
+
+
 def test_neither_workers_nor_a_restart_change_a_clip(folder: Path) -> None:
     plain = loader(dataset(folder))
     two_epochs = [*plain.epoch(3), *plain.epoch(4)]

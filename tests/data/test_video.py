@@ -114,6 +114,16 @@ def test_far_pictures_are_reached_by_seeking_and_near_ones_are_not(
         assert not counted, "the plain loop was not needed"
 
 
+def test_of_pictures_that_stand_for_themselves_only_the_wanted_ones_are_decoded(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.avi", 120, codec="mjpeg", pixels="yuvj420p")
+    index, expected = probe(path), plainly(path)
+    wanted, effort = [3, 5, 7, 30, 31, 80, 119], []
+    found = dict(decode(path, wanted, index, effort))
+    assert sum(effort) == len(wanted)
+    for number in wanted:
+        np.testing.assert_array_equal(found[number].to_ndarray(format="rgb24"), expected[number])
+
+
 @pytest.mark.parametrize("last_owed", [False, True])
 def test_packed_b_frames_come_in_the_right_order(tmp_path: Path, last_owed: bool) -> None:
     plain = make_video(tmp_path / "plain.avi", 61, codec="mpeg4", bf="2", g="300")
