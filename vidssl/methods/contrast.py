@@ -91,11 +91,14 @@ class Twin(nn.Module):
         super().__init__()
         self.network = deepcopy(network).requires_grad_(False)
         self.momentum = momentum
+        self.pair: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None  # whom it follows; parameters of both
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
         """twin <- momentum * twin + (1 - momentum) * network, parameters only; its batch norm counts on its own."""
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self.momentum)
+        if self.pair is None or self.pair[0] is not network:  # finding them takes a tenth of what follows
+            self.pair = network, list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(*self.pair[1:], 1 - self.momentum)
 
     @torch.no_grad()
     def forward(self, clip: Tensor, *, shuffle: bool) -> Tensor:
