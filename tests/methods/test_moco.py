@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from tests.conftest import fill, golden
 from vidssl import distributed
-from vidssl.methods.contrast import ContrastOptions, Queue, Twin, batch_logits, contrast_loss, queue_logits
+from vidssl.methods.contrast import (
+    KEYS_AT_ONCE,
+    ContrastOptions,
+    Queue,
+    Twin,
+    batch_logits,
+    contrast_loss,
+    queue_logits,
+)
 from vidssl.methods.moco import MoCo, Pair
 
 PLAIN = ContrastOptions(
@@ -179,6 +187,26 @@ def test_the_loss_against_a_queue_is_cross_entropy_with_its_gradient(temperature
     assert not logits.requires_grad
     with torch.no_grad():
         assert contrast_loss(given[1], key, queue, temperature)[0].isfinite()
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.07])
+@pytest.mark.parametrize("own", ["near", "far"])
+def test_a_queue_of_several_parts_gives_what_double_precision_gives(temperature: float, own: str) -> None:
+    """Where the largest logit comes with a later part, too, or is so large that its exponential is none."""
+    torch.manual_seed(1)
+    queue, query = Queue(8, 2 * KEYS_AT_ONCE + 100), F.normalize(torch.randn(4, 8), dim=1).requires_grad_()
+    key = query.detach() if own == "near" else -query.detach()
+    queue.keys[-1] = query[0].detach()
+    exact = query.detach().double().requires_grad_()
+    logits = torch.cat([(exact * key).sum(1, keepdim=True), exact @ queue.keys.double().T], dim=1) / temperature
+    expected = F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
+    expected.backward()
+    loss, found, _ = contrast_loss(query, key, queue, temperature)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), logits.detach(), rtol=1e-5, atol=1e-6 / temperature)
+    rounding = 1e-7 / temperature + 1e-3 * exact.grad.abs().max().item()
+    torch.testing.assert_close(query.grad.double(), exact.grad, rtol=1e-3, atol=rounding)
 
 
 def test_default_order_keeps_a_clips_own_key_out_of_its_negatives() -> None:
