@@ -142,6 +142,18 @@ def test_a_step_has_a_twin_and_a_queue_whatever_the_recipe() -> None:
     )
 
 
+@pytest.mark.parametrize(("precision", "units"), [("auto", True), ("auto", False), ("fp32", True)])
+def test_a_cpu_with_units_for_it_is_measured_in_half(
+    precision: str, units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "has_bfloat16", lambda: units)
+    run = setting("moco", f"precision={precision}").run()
+    changed = step.half_if_it_pays(run)
+    assert changed.get("precision") == ("bf16" if precision == "auto" and units else None)
+    if changed:
+        assert changed["trainer"] == {**run.config["trainer"], "channels_last": True}
+
+
 def test_the_verdict_says_who_waits_and_what_would_help() -> None:
     assert step.verdict(100.0, 2, 50.0, None).startswith("compute-bound")
     assert "1 workers or cores would do" in step.verdict(100.0, 2, 50.0, 4.0)
