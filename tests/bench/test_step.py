@@ -136,6 +136,8 @@ def test_a_step_has_a_twin_and_a_queue_whatever_the_recipe() -> None:
     assert (made["queue"], made["momentum"]) == (65536, 0.999)
     small = composed("task=bench", "method=moco", "recipe=paper_small")["method"]
     assert step.as_published(small) == small
+    without = composed("task=bench", "method=be_pretext")["method"]
+    assert step.as_published(without) == without
     assert (
         step.as_published(composed("task=bench", "method=dclr", "recipe=paper")["method"])["contrast"]["fill_steps"]
         == 0
@@ -156,11 +158,11 @@ def test_a_cpu_with_units_for_it_is_measured_in_half(
 
 def test_the_verdict_says_who_waits_and_what_would_help() -> None:
     assert step.verdict(100.0, 2, 50.0, None).startswith("compute-bound")
-    assert "1 workers or cores would do" in step.verdict(100.0, 2, 50.0, 4.0)
+    assert "1 worker would do" in step.verdict(100.0, 2, 50.0, 4.0)
     told = step.verdict(100.0, 2, 400.0, 4.0)
     assert told.startswith("data-bound")
-    assert "8 workers, each with a core" in told
-    assert "4.0 times as fast, 2 do" in told
+    assert "it needs 8 workers, each with a core" in told
+    assert "read 4.0 times as fast, 2 workers" in told
     rows = [
         Row("data", "read a (x)", "official style", 4, 4, 4, seconds=0.4),
         Row("data", "read a (x) from a copy, mjpeg-128", "official style", 16, 16, 16, seconds=0.1),

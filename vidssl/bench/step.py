@@ -6,6 +6,7 @@ processor has units for it, whatever a run's precision would be.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections import Counter
@@ -95,7 +96,9 @@ def measure(run: Run, options: Options) -> list[Row]:
 
 def as_published(method: dict[str, Any]) -> dict[str, Any]:
     """With a twin and a queue, which the demo's recipe leaves out, and without steps that only fill the queue."""
-    contrast = method.get("contrast") or {}
+    contrast = method.get("contrast")
+    if contrast is None:
+        return method  # learns without one
     usual = {"queue": RELEASED.queue, "momentum": RELEASED.momentum}
     changed = {key: value for key, value in usual.items() if contrast.get(key) == 0}
     return {**method, "contrast": contrast | changed | ({"fill_steps": 0} if "fill_steps" in contrast else {})}
@@ -110,12 +113,18 @@ def half_if_it_pays(run: Run) -> dict[str, Any]:
 
 def verdict(loader: float, workers: int, step: float, cached: float | None) -> str:
     """Whether training waits for data. loader, step: clips a second; cached: how many times as fast copies are read."""
-    told = f"the loader gives {loader:.0f} clips/s with {workers} worker{'s' * (workers != 1)}, a step takes {step:.3g}"
+    told = f"the loader gives {loader:.0f} clips/s with {some(workers)}, a step takes {step:.3g}"
     if loader >= step:
-        return f"compute-bound: {told}; {workers * step / loader:.2g} workers or cores would do"
+        return f"compute-bound: {told}; {some(math.ceil(workers * step / loader))} would do"
     needed = workers * step / loader
-    copies = "" if cached is None else f"; data.cache=mjpeg reads {cached:.1f} times as fast, {needed / cached:.2g} do"
-    return f"data-bound: {told}; {needed:.2g} workers, each with a core, are needed for each GPU{copies}"
+    copies = ""
+    if cached is not None:
+        copies = f"; with data.cache=mjpeg, read {cached:.1f} times as fast, {some(math.ceil(needed / cached))}"
+    return f"data-bound: {told}; it needs {some(math.ceil(needed))}, each with a core, for each GPU{copies}"
+
+
+def some(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ class Bench(ClipOptions, Task):
         missing = [path for path in self.files or () if not Path(path).exists()]
         told = [f"bench.files={path}: no such file or folder; null: files are rendered" for path in missing]
         measured = self.backbones or () if "step" in self.chosen else ()
+        if self.backbones == ():
+            told.append("bench.backbones=[]: name one or more; null: the run's own")
         return told + [problem for name in measured for problem in self._unfit(name)]
 
     @property
