@@ -174,7 +174,8 @@ def wait_for_lines(file: Path, count: int, process) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
 def test_killed_within_an_epoch_and_started_again_it_ends_as_if_nothing_had_happened(
     seed: int, undisturbed: tuple, small: list[str], tmp_path: Path
 ) -> None:

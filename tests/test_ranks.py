@@ -252,6 +252,7 @@ def test_a_signal_to_the_command_saves_on_all_ranks(small: list[str], tmp_path: 
     assert state["progress"]["step"] == read_lines(tmp_path / "run/metrics.jsonl")[-1]["step"]
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_has_its_own_log(small: list[str], tmp_path: Path) -> None:
     words = [*small, *LONG, "pretrain.optimizer.lr=1e30"]
     answer = launch(words, tmp_path)

@@ -119,6 +119,7 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHODS.names())
 def test_two_processes_end_with_the_same_weights_and_queues(name: str, recipe: str, trained_by_two: Path) -> None:
