@@ -15,6 +15,7 @@ from tests.conftest import HOME, LINEAR, PRETRAIN, launch, read_lines
 from tests.test_configs import composed
 from vidssl import plan
 from vidssl.backbones.blocks import BACKBONES
+from vidssl.bench.step import count_flops
 from vidssl.build import Run
 from vidssl.check import task_names
 from vidssl.command import DONE, register_resolvers
@@ -25,7 +26,6 @@ from vidssl.methods.contrast import METHODS
 from vidssl.methods.moco import MoCo
 from vidssl.registry import read_options
 from vidssl.tasks import TASKS
-from vidssl.tasks.bench import count_flops
 
 TINY = ("backbone=tiny", "backbone.width=4", "crop_size=16", "clip_frames=8")
 

@@ -14,7 +14,7 @@ import torch
 from av.video.frame import PictureType
 
 from tests.conftest import launch, make_video, read_json
-from vidssl.bench import data, loaders, record
+from vidssl.bench import apart, data, loaders, record
 from vidssl.bench.apart import Apart
 from vidssl.bench.material import DEFAULT, Material, pack
 from vidssl.bench.timing import Row
@@ -176,6 +176,7 @@ def test_a_file_has_a_row_for_each_loader_and_our_stages(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "Apart", Together)
+    monkeypatch.setattr(apart, "Apart", Together)
     rows = data.file_rows(data.dataset_of([path], CLIP, 0), 1, 2, tmp_path, print)
     assert {"official style", "pure decoding", "whole file", "seek for each clip"} <= {row.baseline for row in rows}
     assert {row.ratio for row in rows} == {1.0}
@@ -187,6 +188,7 @@ def test_a_file_has_a_row_for_each_loader_and_our_stages(
 
 def test_what_is_promised_depends_on_the_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "Apart", Together)
+    monkeypatch.setattr(apart, "Apart", Together)
     path = make_video(tmp_path / "b.avi", 50, codec="mpeg4", g="50")
     rows = data.file_rows(data.dataset_of([path], (16, 2, 112), 0), 1, 1, tmp_path, print)
     least = {row.baseline: row.least for row in rows if row.what == "read b.avi (MPEG-4 without B, GOP 60)"}

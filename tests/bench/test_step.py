@@ -13,8 +13,8 @@ from torch import nn
 from tests.bench.test_data import Together
 from tests.conftest import HOME, launch, read_json
 from tests.test_configs import composed
-from vidssl.bench import record, step
-from vidssl.bench.apart import Apart
+from vidssl.bench import apart, record, step
+from vidssl.bench.apart import CPU, Apart
 from vidssl.bench.released import Contrast, MoCoStep, follow
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation
@@ -35,7 +35,7 @@ def setting(method: str = "moco", *words: str, **changes: Any) -> step.Setting:
         "method.contrast.queue=64", *words,
     )  # fmt: skip
     bench = config["bench"]
-    made = step.Setting(config, config["method"], None, bench["optimizer"], bench["schedule"], 4, 8, 16, "cpu")
+    made = step.Setting(config, config["method"], None, bench["optimizer"], bench["schedule"], 4, 8, 16, CPU)
     return made._replace(**changes)
 
 
@@ -118,7 +118,7 @@ def test_something_is_promised_for_what_was_released_alone() -> None:
     config = {"backbone": {"name": "i3d"}}
     promised = setting(config=config, frames=16, size=112)
     assert step.least(promised, "bf16") == step.ON_CPU["i3d"]
-    assert step.least(promised._replace(device="cuda", size=224), "bf16") == step.ON_GPU["i3d"]
+    assert step.least(promised._replace(device=torch.device("cuda"), size=224), "bf16") == step.ON_GPU["i3d"]
     for other in (
         promised._replace(size=224),
         promised._replace(frames=8),
@@ -175,7 +175,7 @@ def test_the_verdict_says_who_waits_and_what_would_help() -> None:
 
 
 def test_the_part_has_a_row_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(step, "Apart", Together)
+    monkeypatch.setattr(apart, "Apart", Together)
     monkeypatch.setattr(step, "CALLS", 1)
     monkeypatch.setattr(step, "RELEASED", step.RELEASED.__class__(**{**vars(step.RELEASED), "queue": 128}))
     made = setting()
@@ -214,12 +214,12 @@ def test_backbones_that_cannot_be_measured_are_told_before_work(words: list[str]
 
 
 def test_candidates_have_a_clock_of_their_device() -> None:
-    with Apart(torch.device("cpu")) as apart:
-        work = apart.start(sorted_numbers, 100_000)
+    with Apart(CPU) as processes:
+        work = processes.start(sorted_numbers, 100_000)
         work()
-        first = apart.clock()
+        first = processes.clock()
         work()
-        assert apart.clock() > first > 0
+        assert processes.clock() > first > 0
 
 
 def sorted_numbers(count: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vidssl import distributed
-from vidssl.bench.timing import on_device
+from vidssl.bench.timing import interleaved, on_device
 
 CPU = torch.device("cpu")
 
@@ -57,6 +57,18 @@ class Apart:
             self.spent += seconds
 
         return call
+
+
+def against(
+    baseline: str, ours: tuple, theirs: tuple, rounds: int, device: torch.device = CPU
+) -> dict[str, list[float]]:
+    """Seconds of "ours", which keeps its memory as runs of ours do, and of a baseline, in turn.
+
+    Both: the function that makes the candidate, and its arguments.
+    """
+    with Apart(device) as apart:
+        candidates = {"ours": apart.start(*ours, keeps_memory=True), baseline: apart.start(*theirs)}
+        return interleaved(candidates, rounds, clock=apart.clock)
 
 
 def _forks() -> Any:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
-import numpy as np
-from torch import Tensor
 
 from vidssl.bench.loaders import Job, whole_file
 from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.sampling import item_generator
-from vidssl.data.spatial import Box, as_shown, as_tensor, empty_clip, resize
 from vidssl.data.video import decode, rgb_frames
 
 
@@ -72,14 +69,6 @@ STAGES = {
 def cropped(crop: Callable, jobs: list[Job]) -> Callable[[], None]:
     pairs = [pair for job in jobs for pair in zip(whole_file(job), job.boxes, strict=True)]
     return each(lambda pair: crop(*pair, jobs[0].size), pairs)
-
-
-def crop_ours(whole: Sequence[np.ndarray], box: Box, size: int) -> Tensor:
-    """What ClipDataset does to a clip's pictures. T times uint8 [H, W, 3] -> uint8 [T, 3, S, S]."""
-    part = empty_clip(len(whole), box)
-    for into, picture in zip(part, whole, strict=True):
-        into[:] = box.cut(picture)
-    return as_shown(resize(as_tensor(part), size, size, antialias=True), box)
 
 
 def scan_by_decoding(path: Path) -> list[int]:

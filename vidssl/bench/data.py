@@ -19,8 +19,8 @@ import av
 import numpy as np
 import torch
 
-from vidssl.bench.apart import Apart
-from vidssl.bench.candidates import STAGES, crop_ours, cropped, each, ours, scan_by_decoding
+from vidssl.bench.apart import Apart, against
+from vidssl.bench.candidates import STAGES, cropped, each, ours, scan_by_decoding
 from vidssl.bench.loaders import (
     Job,
     Loader,
@@ -251,12 +251,8 @@ SCANS = 16  # of a file in each round, as a data set has many
 
 
 def scan_row(path: Path, rounds: int) -> Row:
-    with Apart() as apart:
-        candidates = {
-            "ours": apart.start(each, probe, [path] * SCANS, keeps_memory=True),
-            "official style": apart.start(each, scan_by_decoding, [path] * SCANS),
-        }
-        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    paths = [path] * SCANS
+    seconds = against("official style", (each, probe, paths), (each, scan_by_decoding, paths), rounds)
     row = compared("data", f"index {path.name}", seconds, "ours", "official style", LEAST_OF_SCAN)
     return row._replace(seconds=row.seconds / SCANS)
 
@@ -267,12 +263,7 @@ def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
     height, width = index.height // 2, index.width // 2
     box = Box(height // 2, width // 2, height, width)
     jobs = [job._replace(boxes=[box, box._replace(mirrored=True)]) for job in jobs]
-    with Apart() as apart:
-        candidates = {
-            "ours": apart.start(cropped, crop_ours, jobs, keeps_memory=True),
-            "official style": apart.start(cropped, crop_floats, jobs),
-        }
-        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    seconds = against("official style", (cropped, crop_bytes, jobs), (cropped, crop_floats, jobs), rounds)
     least = LEAST_OF_CROP if is_told else None
     row = compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
     return row._replace(seconds=row.seconds / len(jobs))

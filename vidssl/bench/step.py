@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidssl import build, distributed
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench import record
-from vidssl.bench.apart import Apart
+from vidssl.bench.apart import against
 from vidssl.bench.released import Contrast, MoCoStep, follow
-from vidssl.bench.timing import Row, compared, interleaved, on_device, one_thread
+from vidssl.bench.timing import Row, compared, on_device, one_thread
 from vidssl.build import Augmentation, Run, TrainOptions
 from vidssl.clips import Batch
 from vidssl.engine.device import HALF, ToDevice
@@ -69,12 +69,19 @@ class Setting(NamedTuple):
     batch_size: int
     frames: int
     size: int
-    device: str
+    device: torch.device
+
+    @classmethod
+    def of(cls, run: Run, options: Options, method: dict[str, Any], batch_size: int) -> Setting:
+        return cls(
+            run.config, method, options.augmentation, options.optimizer, options.schedule, batch_size,
+            options.clip_frames, options.crop_size, run.device,
+        )  # fmt: skip
 
     def run(self) -> Run:
         """One that says nothing and leaves nothing."""
         nowhere = Path(os.devnull)
-        return Run(self.config, nowhere, Log(nowhere, rank=1), torch.device(self.device))
+        return Run(self.config, nowhere, Log(nowhere, rank=1), self.device)
 
 
 def measure(run: Run, options: Options) -> list[Row]:
@@ -82,16 +89,12 @@ def measure(run: Run, options: Options) -> list[Row]:
         raise ConfigError(f"devices={distributed.world()}: bench.parts=[step] measures the step of one rank; devices=1")
     rows = []
     sections = [run.config["backbone"]] if options.backbones is None else [{"name": n} for n in options.backbones]
+    setting = Setting.of(run, options, as_published(run.config["method"]), options.step_batch_size)
     with one_thread():
         for section in sections:
-            config = run.config | {"backbone": section} | half_if_it_pays(run)
-            setting = Setting(
-                config, as_published(run.config["method"]), options.augmentation, options.optimizer, options.schedule,
-                options.step_batch_size, options.clip_frames, options.crop_size, run.device.type,
-            )  # fmt: skip
-            rows += [step_row(run, setting, options.rounds), follow_row(setting, options.rounds)]
-        rows.append(contrast_row(setting, options.rounds))
-    return rows
+            of_this = setting._replace(config=run.config | {"backbone": section} | half_if_it_pays(run))
+            rows += [step_row(run, of_this, options.rounds), follow_row(of_this, options.rounds)]
+        return [*rows, contrast_row(setting, options.rounds)]
 
 
 def as_published(method: dict[str, Any]) -> dict[str, Any]:
@@ -133,19 +136,15 @@ def some(workers: int) -> str:
 
 def step_row(run: Run, setting: Setting, rounds: int) -> Row:
     """The whole step on ready views; its stages with color and all, from clips in the host's memory."""
-    device, name = torch.device(setting.device), setting.config["backbone"]["name"]
-    with Apart(device) as apart:
-        candidates = {
-            "ours": apart.start(ours, setting._replace(augmentation=None), keeps_memory=True),
-            "released form": apart.start(released, setting),
-        }
-        seconds = interleaved(candidates, rounds, clock=apart.clock)
+    name = setting.config["backbone"]["name"]
+    ready = setting._replace(augmentation=None)
+    seconds = against("released form", (ours, ready), (released, setting), rounds, setting.device)
     shape = f"{setting.batch_size}x{setting.frames}x{setting.size}"
     precision = setting.run().precision
     what = f"step {setting.method['name']} {name} {shape} {precision}"
     row = compared("step", what, seconds, "ours", "released form", least(setting, precision))
     figures = stages(setting, rounds)
-    rate = multiplications(device, precision)
+    rate = multiplications(setting.device, precision)
     reached = figures["flop"] / row.seconds / 1e12
     figures |= {"tflops": reached, "matmul_tflops": rate, "share_of_matmul": reached / rate}
     figures["clips_per_second"] = figures["clips"] / row.seconds
@@ -157,7 +156,7 @@ def least(setting: Setting, precision: str) -> float | None:
     name = setting.config["backbone"]["name"]
     if setting.method["name"] not in DOES_AS_MUCH or precision not in HALF or setting.frames != 16:
         return None
-    if setting.device == "cpu":
+    if setting.device.type == "cpu":
         return ON_CPU.get(name) if setting.size == 112 else None
     return ON_GPU.get(name) if setting.size == 224 else None
 
@@ -169,7 +168,7 @@ def ours(setting: Setting) -> Callable[[], object]:
 
 
 def released(setting: Setting) -> Callable[[], object]:
-    device = torch.device(setting.device)
+    device = setting.device
     step = MoCoStep(
         embedder(setting).to(device), F.normalize(torch.randn(RELEASED.queue, RELEASED.dim, device=device), dim=1),
         temperature=RELEASED.temperature, twin_momentum=RELEASED.momentum, lr=0.01, momentum=0.9, weight_decay=1e-4,
@@ -249,8 +248,7 @@ def stages(setting: Setting, rounds: int) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
     step = stepping(trainer, ToDevice(repeat(batch), device))
     step()
-    with FlopCounterMode(display=False) as counter:
-        step()
+    flop = count_flops(step)
     watch = Stopwatch(on_device(device))
     found: list[Counter] = []
     name_stages(watch, trainer)
@@ -259,10 +257,17 @@ def stages(setting: Setting, rounds: int) -> dict[str, float]:
         step()
         found.append(watch.spent.copy())
     figures = {f"{stage}_seconds": statistics.median(each[stage] for each in found) for stage in found[0]}
-    figures |= {"flop": float(counter.get_total_flops()), "clips": float(batch.count)}
+    figures |= {"flop": float(flop), "clips": float(batch.count)}
     if device.type == "cuda":
         figures["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return figures
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def name_stages(watch: Stopwatch, trainer: Trainer) -> None:
@@ -315,35 +320,24 @@ def multiplications(device: torch.device, precision: str, *, times: int = 5) -> 
 
 
 def follow_row(setting: Setting, rounds: int) -> Row:
-    device = torch.device(setting.device)
-    with Apart(device) as apart:
-        candidates = {
-            "ours": apart.start(following, setting, keeps_memory=True),
-            "released form": apart.start(following_as_released, setting),
-        }
-        seconds = interleaved(candidates, rounds, clock=apart.clock)
-    what = f"EMA {setting.config['backbone']['name']}"
-    return per_call(compared("step", what, seconds, "ours", "released form", FOLLOW if device.type == "cpu" else None))
+    seconds = against("released form", (following, setting), (following_as_released, setting), rounds, setting.device)
+    return small_row(f"EMA {setting.config['backbone']['name']}", seconds, setting, FOLLOW)
 
 
 def contrast_row(setting: Setting, rounds: int) -> Row:
     """Loss, gradient and the queue's new keys."""
-    device = torch.device(setting.device)
-    with Apart(device) as apart:
-        candidates = {
-            "ours": apart.start(contrasting, setting.batch_size, device.type, keeps_memory=True),
-            "released form": apart.start(contrasting_as_released, setting.batch_size, device.type),
-        }
-        seconds = interleaved(candidates, rounds, clock=apart.clock)
-    what = f"contrast {setting.batch_size} x {RELEASED.queue}"
-    least = CONTRAST if device.type == "cpu" else None
-    return per_call(compared("step", what, seconds, "ours", "released form", least))
+    given = setting.batch_size, setting.device
+    seconds = against("released form", (contrasting, *given), (contrasting_as_released, *given), rounds, setting.device)
+    return small_row(f"contrast {setting.batch_size} x {RELEASED.queue}", seconds, setting, CONTRAST)
 
 
 CALLS = 20  # of what takes milliseconds, in each round
 
 
-def per_call(row: Row) -> Row:
+def small_row(what: str, seconds: dict[str, list[float]], setting: Setting, least: float) -> Row:
+    """Of one call, with what is promised on CPUs."""
+    promised = least if setting.device.type == "cpu" else None
+    row = compared("step", what, seconds, "ours", "released form", promised)
     return row._replace(seconds=row.seconds / CALLS)
 
 
@@ -367,7 +361,7 @@ def following_as_released(setting: Setting) -> Callable[[], None]:
     return often(lambda: follow(slow, network, RELEASED.momentum))
 
 
-def contrasting(batch_size: int, device: str) -> Callable[[], None]:
+def contrasting(batch_size: int, device: torch.device) -> Callable[[], None]:
     query, key = units(batch_size, device)
     queue = Queue(RELEASED.dim, RELEASED.queue).to(device)
 
@@ -379,12 +373,12 @@ def contrasting(batch_size: int, device: str) -> Callable[[], None]:
     return often(once)
 
 
-def contrasting_as_released(batch_size: int, device: str) -> Callable[[], None]:
+def contrasting_as_released(batch_size: int, device: torch.device) -> Callable[[], None]:
     query, key = units(batch_size, device)
     contrast = Contrast(F.normalize(torch.randn(RELEASED.queue, RELEASED.dim, device=device), dim=1), 0.07)
     return often(lambda: contrast.loss(query, key).backward())
 
 
-def units(count: int, device: str) -> tuple[Tensor, Tensor]:
+def units(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     query, key = F.normalize(torch.randn(2, count, RELEASED.dim, device=device), dim=-1)
     return query.requires_grad_(), key

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench import aug, data, record, step
@@ -57,10 +56,11 @@ class Bench(ClipOptions, Task):
     def problems(self) -> list[str]:
         missing = [path for path in self.files or () if not Path(path).exists()]
         told = [f"bench.files={path}: no such file or folder; null: files are rendered" for path in missing]
-        measured = self.backbones or () if "step" in self.chosen else ()
         if self.backbones == ():
             told.append("bench.backbones=[]: name one or more; null: the run's own")
-        return told + [problem for name in measured for problem in self._unfit(name)]
+        if "step" in self.chosen:
+            told += [problem for name in self.backbones or () for problem in self._unfit(name)]
+        return told
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class Bench(ClipOptions, Task):
 
     def method(self, run: Run) -> dict[str, float]:
         ours, theirs = self.step(run, run.config["method"]), self.step(run, self.baseline)
-        flops = [count_flops(each) for each in (ours, theirs)]
+        flops = [step.count_flops(each) for each in (ours, theirs)]
         pairs = [(ours(), theirs()) for _ in run.log.track(range(self.rounds), self.rounds, "bench")]
         ratios = [mine / base for mine, base in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
@@ -117,10 +117,7 @@ class Bench(ClipOptions, Task):
 
     def step(self, run: Run, method: dict) -> Callable[[], float]:
         """A function that does one training step and says how many seconds it took."""
-        setting = step.Setting(
-            run.config, method, self.augmentation, self.optimizer, self.schedule, self.batch_size, self.clip_frames,
-            self.crop_size, run.device.type,
-        )  # fmt: skip
+        setting = step.Setting.of(run, self, method, self.batch_size)
         trainer = step.untrained(setting)
         work = step.stepping(trainer, repeat(step.clips(setting, trainer.learner).to(run.device)))
         clock = on_device(run.device)
@@ -142,16 +139,8 @@ def verdicts(rows: list[Row]) -> list[str]:
     loader = next((row for row in rows if "workers" in row.figures), None)
     if loader is None:
         return []
-    told = []
-    for row in rows:
-        if "clips_per_second" in row.figures and row.part == "step":
-            given, workers = loader.figures["clips_per_second"], int(loader.figures["workers"])
-            line = step.verdict(given, workers, row.figures["clips_per_second"], data.copies_help(rows))
-            told.append(f"{row.what} is {line}")
-    return told
-
-
-def count_flops(work: Callable[[], float]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+    given, workers = loader.figures["clips_per_second"], int(loader.figures["workers"])
+    steps = [row for row in rows if row.part == "step"]
+    taken = {row.what: row.figures["clips_per_second"] for row in steps if "clips_per_second" in row.figures}
+    copies = data.copies_help(rows)
+    return [f"{what} is {step.verdict(given, workers, clips, copies)}" for what, clips in taken.items()]
