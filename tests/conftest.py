@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+
+from vidssl.app import plain
+from vidssl.command import register_resolvers
 
 HOME = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,6 +115,24 @@ def videos() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("VIDSSL_TEST_VIDEOS names no folder of test videos")
     return Path(folder)
+
+
+# -- configurations
+
+
+@contextlib.contextmanager
+def in_conf() -> Iterator[None]:
+    """While this holds, hydra.compose finds what launch.py finds."""
+    register_resolvers()
+    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+        patch.setenv("VIDSSL_HOME", str(HOME))
+        yield
+
+
+def composed(*words: str) -> dict:
+    """The configuration of a command line, resolved, as plain containers."""
+    with in_conf():
+        return plain(compose("config", list(words)))
 
 
 # -- launch.py

@@ -7,24 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import HOME, launch, make_video
-from tests.test_configs import composed
+from tests.conftest import composed, launch, make_video
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.check import adopt_backbone, check
-from vidssl.command import WRONG, register_resolvers
+from vidssl.command import WRONG
 from vidssl.data.manifest import Listing
 from vidssl.engine.checkpoint import save_backbone, save_state
 from vidssl.registry import ConfigError
 from vidssl.tasks import TASKS
 
 TINY = {"name": "tiny", "width": 4}
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 def classifier(file: Path, classes: int) -> Path:

@@ -5,24 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from tests.conftest import HOME
-from vidssl.app import plain
+from tests.conftest import HOME, composed, in_conf
 from vidssl.check import LAUNCHERS, check, task_names
-from vidssl.command import register_resolvers
 from vidssl.registry import Registry
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
-
-
-def composed(*words: str) -> dict:
-    with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
-        return plain(compose("config", list(words)))
 
 
 def options(group: str) -> list[str]:
@@ -109,7 +96,7 @@ def test_every_registered_part_has_a_file_of_its_name() -> None:
 
 @pytest.mark.parametrize("file", sorted((HOME / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_sweep_composes_and_each_of_its_arms_is_sound(file: Path) -> None:
-    with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+    with in_conf():
         config = compose("config", [f"sweeps={file.stem}"], return_hydra_config=True)
     params = config.hydra.sweeper.params
     assert config.hydra.mode.name == "MULTIRUN"

@@ -11,14 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from tests.conftest import HOME, LINEAR, PRETRAIN, launch, read_lines
-from tests.test_configs import composed
+from tests.conftest import HOME, LINEAR, PRETRAIN, composed, launch, read_lines
 from vidssl import plan
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench.step import count_flops
 from vidssl.build import Run
 from vidssl.check import task_names
-from vidssl.command import DONE, register_resolvers
+from vidssl.command import DONE
 from vidssl.engine.log import Log
 from vidssl.evaluation.classifier import Classifier
 from vidssl.learner import StepOutput
@@ -28,12 +27,6 @@ from vidssl.registry import read_options
 from vidssl.tasks import TASKS
 
 TINY = ("backbone=tiny", "backbone.width=4", "crop_size=16", "clip_frames=8")
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 def parts_of(*words: str) -> list[plan.Part]:

@@ -11,22 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.bench.test_data import Together
-from tests.conftest import HOME, launch, read_json
-from tests.test_configs import composed
+from tests.conftest import composed, launch, read_json
 from vidssl.bench import apart, record, step
 from vidssl.bench.apart import CPU, Apart
 from vidssl.bench.released import Contrast, MoCoStep, follow
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation
-from vidssl.command import register_resolvers
 from vidssl.methods.contrast import Queue, Twin, contrast_loss
 from vidssl.tasks.bench import verdicts
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 def setting(method: str = "moco", *words: str, **changes: Any) -> step.Setting:

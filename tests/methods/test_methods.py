@@ -9,32 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from tests.conftest import HOME
+from tests.conftest import composed
 from tests.methods.test_moco import in_two_processes
-from vidssl.app import plain
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
-from vidssl.command import register_resolvers
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
 
 
 @cache
-def composed(name: str, *words: str) -> dict:
-    register_resolvers()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VIDSSL_HOME", str(HOME))
-        with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
-            return plain(compose("config", [f"method={name}", "backbone.width=4", *words]))
+def options(name: str, *words: str) -> dict:
+    return composed(f"method={name}", "backbone.width=4", *words)
 
 
 def method(name: str, *words: str) -> Learner:
     """With a narrow tiny backbone; recipe=paper brings queue and twin, at sizes for a test."""
-    config = deepcopy(composed(name, *words))
+    config = deepcopy(options(name, *words))
     if "contrast" in config["method"] and config["method"]["contrast"]["queue"]:
         config["method"]["contrast"]["queue"] = 24
     if "fill_steps" in config["method"].get("contrast", {}):

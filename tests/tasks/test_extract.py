@@ -11,21 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.conftest import HOME, launch, make_video
-from tests.test_configs import composed
+from tests.conftest import composed, launch, make_video
 from vidssl import build
 from vidssl.build import Run
 from vidssl.check import check
-from vidssl.command import DONE, register_resolvers
+from vidssl.command import DONE
 from vidssl.engine.log import Log
 from vidssl.registry import read_options
 from vidssl.tasks.extract import Extract
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 def extracted(folder: Path, *words: str) -> dict[str, float]:

@@ -12,21 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.conftest import HOME, read_lines
-from tests.test_configs import composed
+from tests.conftest import composed, read_lines
 from vidssl import build
 from vidssl.build import Run
-from vidssl.command import register_resolvers
 from vidssl.engine.log import Log
 from vidssl.evaluation.classifier import Probe, Probes
 from vidssl.registry import read_options
 from vidssl.tasks.classify import Linear, held_out
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 def prepared(folder: Path, *words: str) -> tuple[Linear, Run]:

@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import HOME, launch, read_json
-from tests.test_configs import composed
+from tests.conftest import composed, launch, read_json
 from vidssl import build
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.clips import Batch, ClipPlan
-from vidssl.command import DONE, register_resolvers
+from vidssl.command import DONE
 from vidssl.data.sampling import frame_numbers
 from vidssl.data.spatial import CROPS
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
@@ -33,12 +32,6 @@ from vidssl.tasks.retrieve import Retrieve
 PROTOCOLS = ("ours", "fame", "be", "dclr", "fima")
 KINETICS, IMAGENET = (0.43216, 0.394666, 0.37645), (0.485, 0.456, 0.406)
 NO_CHANCE = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
-    register_resolvers()
 
 
 _read: dict[tuple[str, str, str], Any] = {}

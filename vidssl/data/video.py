@@ -71,6 +71,16 @@ class VideoIndex:
     def key_set(self) -> frozenset[int]:
         return frozenset(self.keys)
 
+    @property
+    def is_intra(self) -> bool:
+        """No picture refers to another, and each is large."""
+        return self.codec in INTRA
+
+    @property
+    def seek_beyond(self) -> int:
+        """Pictures; up to there, reading packets without decoding them costs less than a seek."""
+        return 20 if self.is_intra else 250
+
     def key_before(self, number: int) -> int:
         """The nearest picture at or before `number` at which decoding may start."""
         return self.keys[bisect_right(self.keys, number) - 1]
@@ -170,20 +180,16 @@ def _jump(
     wanted: ascending.
     """
     with _Reader(path) as reader:
-        packets, is_intra = reader.numbered_packets(index), index.codec in INTRA
+        packets = reader.numbered_packets(index)
         while wanted:
             key = index.key_before(wanted[0])
-            if index.numbering == "pts" and key - reader.position > (SEEK_BEYOND_INTRA if is_intra else SEEK_BEYOND):
+            if index.numbering == "pts" and key - reader.position > index.seek_beyond:
                 packets = reader.packets_before(index, key)
             sent = yield from reader.decode_from(packets, key, wanted, index)
             effort.append(reader.decoded)
             if not sent:
                 return
             wanted = [number for number in wanted if number not in sent]
-
-
-SEEK_BEYOND = 250  # pictures; up to there, reading packets without decoding them costs less than a seek
-SEEK_BEYOND_INTRA = 20  # whose packets are large
 
 
 def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -286,10 +292,9 @@ class _Reader:
         if index.numbering == "vop":
             yield from self._vops(index)
             return
-        is_alone = index.codec in INTRA
         for packet in self.container.demux(self.stream):
             if packet.size:
-                yield packet, index.number_of.get(packet.pts), is_alone
+                yield packet, index.number_of.get(packet.pts), index.is_intra
 
     def _vops(self, index: VideoIndex) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """One packet a coded picture, stamped with its number."""
@@ -314,7 +319,7 @@ class _Reader:
     def packets_before(self, index: VideoIndex, key: int) -> Iterator[tuple[av.Packet, int | None, bool]]:
         """Continue shortly before a key picture, or at the start of the file where its container seeks badly."""
         first, step = index.times[:2]
-        for target in (key, index.key_before(max(0, key - SEEK_BEYOND // 2)), 0):
+        for target in (key, index.key_before(max(0, key - index.seek_beyond // 2)), 0):
             try:
                 time = first + target * step if index.even else index.times[target]
                 self.container.seek(time, stream=self.stream)
@@ -336,7 +341,7 @@ class _Reader:
         unsent, keys, stamps = deque(wanted), index.key_set, {}
         newest_key, key_stamp, skipping = key, None, None
         missing, may_skip = set(wanted), self.decoder.name in SKIPS_EXACTLY
-        self.decoded, reach = 0, SEEK_BEYOND_INTRA if index.codec in INTRA else 0
+        self.decoded, reach = 0, index.seek_beyond if index.is_intra else 0
         for packet, number, may_be_left_out in packets:
             self.position = max(self.position, number or 0)
             if key_stamp is None:
@@ -374,7 +379,7 @@ class _Reader:
 
 # Decoders that, told so before a packet, leave out its picture if no other refers to it, and change no other picture.
 SKIPS_EXACTLY = {"h264", "hevc"}
-INTRA = {"mjpeg"}  # no picture refers to another
+INTRA = {"mjpeg"}
 COVER_PICTURE = av.stream.Disposition.attached_pic
 
 

@@ -22,7 +22,7 @@ def per_video(
     """
     values, labels, indices = [], [], []
     for batch in batches:
-        clips = batch.clips.to(device, non_blocking=True).contiguous()
+        clips = batch.to(device, non_blocking=True).clips
         each = answer(clips.flatten(0, 1)).float()
         each = each.view(*clips.shape[:2], -1)  # [B, V, D]
         values.append((each.mean(dim=1) if average else each).cpu())

@@ -139,9 +139,10 @@ class Bias(ClipOptions, Task):
 
     def shown(self, run: Run, batch: Batch, places: Tensor, masks: Batch | None) -> dict[str, Callable[[], Tensor]]:
         """change -> what makes its clips, float32 [B * V, 3, T, S, S], of the B videos in the first row of places."""
-        own, theirs = (batch.clips[row].to(run.device).contiguous().flatten(0, 1).float().div(255) for row in places)
+        clips, rendered = (None if each is None else each.to(run.device).clips for each in (batch, masks))
+        own, theirs = (clips[row].flatten(0, 1).float().div(255) for row in places)
         own_mask, their_mask = (
-            self.foreground(clip, None if masks is None else masks.clips[row].to(run.device).contiguous().flatten(0, 1))
+            self.foreground(clip, None if rendered is None else rendered[row].flatten(0, 1))
             for clip, row in zip((own, theirs), places, strict=True)
         )
         numbers = batch.index[places[0]].tolist()
