@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import HOME, launch, read_json, read_lines, start
+from tests.conftest import HOME, PRETRAIN, launch, read_json, read_lines, start
 from vidssl import distributed, ranks, slurm
 from vidssl.command import DONE, FAILED, STOPPED, WRONG
 from vidssl.distributed import Stopped
@@ -316,6 +317,28 @@ def test_slurms_variables_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch)
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n3"}
     with pytest.raises(ConfigError, match="3,1: srun started different numbers of ranks on the nodes"):
         ranks._as_torchrun_says_it({**told, "SLURM_STEP_TASKS_PER_NODE": "3,1"})
+
+
+def test_ranks_meet_at_a_port_that_no_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    ports = {int(distributed.meeting_port(f"{job}.{step}")) for job in range(1000) for step in range(3)}
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    assert max(ports) < (int(given.read_text().split()[0]) if given.exists() else 32768)
+    assert len(ports) > 2000
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert distributed.meeting_port("1.0") == "1234"
+
+
+def test_a_port_that_another_program_has_is_told(small: list[str], tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        found = {**TORCHRUN, "MASTER_PORT": str(other.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, str(HOME / "launch.py"), *small, *PRETRAIN, "task=pretrain", "accelerator=cpu"],
+            cwd=tmp_path, env={**os.environ, **found}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == WRONG
+    assert f"error: MASTER_PORT={found['MASTER_PORT']}: another program on localhost has this port" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,10 @@ class Job:
     overrides: list[str]
 
     def __call__(self) -> Any:
+        from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
 
+        os.environ["MASTER_PORT"] = distributed.meeting_port(JobEnvironment().job_id)
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         try:
             problems = slurm.idle_gpus(self.config)

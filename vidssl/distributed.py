@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -39,11 +40,19 @@ def joined(accelerator: str, store: str = "env://") -> Iterator[None]:
     here = device(accelerator)
     if here.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group(
-        "nccl" if here.type == "cuda" else "gloo", init_method=store, timeout=COLLECTIVE_LIMIT,
-        rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
-        device_id=here if here.type == "cuda" else None,
-    )  # fmt: skip
+    try:
+        dist.init_process_group(
+            "nccl" if here.type == "cuda" else "gloo", init_method=store, timeout=COLLECTIVE_LIMIT,
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+            device_id=here if here.type == "cuda" else None,
+        )  # fmt: skip
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']}: another program on {os.environ['MASTER_ADDR']} has this port, "
+            "where ranks should meet; set MASTER_PORT in the environment of all ranks to one that is free"
+        ) from None
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
     try:
         yield
@@ -53,6 +62,14 @@ def joined(accelerator: str, store: str = "env://") -> Iterator[None]:
     else:
         _leave_group()
     # after an error nothing is left in order: that would wait for ranks that may be gone
+
+
+def meeting_port(job: str) -> str:
+    """Where the ranks of a job meet unless MASTER_PORT says so: a port that they all find without a word.
+
+    Below those that systems hand out to any program that connects to something (32768 and above, on Linux).
+    """
+    return os.environ.get("MASTER_PORT") or str(random.Random(job).randint(20_000, 30_000))
 
 
 def _leave_group() -> None:

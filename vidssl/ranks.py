@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import tempfile
 import time
@@ -70,7 +69,7 @@ def _as_torchrun_says_it(told: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": told["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": here.split("(")[0],
         "MASTER_ADDR": nodes[0],
-        "MASTER_PORT": str(random.Random(step).randint(20000, 60000)),
+        "MASTER_PORT": distributed.meeting_port(step),
     }
 
 
