@@ -24,8 +24,7 @@ start() {
     wait_for munge -n -S "$DIR/munge.socket"
     begin slurmctld -D
     wait_for scontrol ping
-    begin slurmd -D -N n1
-    begin slurmd -D -N n2
+    for node in n1 n2; do setsid "$0" serve "$DIR" $node >>"$DIR/daemons.log" 2>&1 </dev/null & done
     wait_for both_idle
 }
 
@@ -73,6 +72,15 @@ begin() { # a daemon, in the foreground of a session of its own
     echo "$! $1" >>"$DIR/daemons"
 }
 
+serve() { # a node's daemon, again should it end by itself; jobs outlive it
+    until [ -e "$DIR/stopping" ]; do
+        slurmd -D -N "$1" &
+        echo "$! slurmd" >>"$DIR/daemons"
+        wait $! || echo "slurmd of $1 ended with $?"
+        sleep 1
+    done
+}
+
 wait_for() {
     for _ in {1..120}; do
         if "$@" >"$DIR/waiting" 2>&1; then return; fi
@@ -87,6 +95,7 @@ both_idle() { [ "$(sinfo --noheader --partition=low --format=%D%t)" = 2idle ]; }
 
 stop() {
     if scancel --user=root; then wait_for nothing_queued; fi
+    touch "$DIR/stopping"
     while read -r process name; do
         if is_alive "$process" "$name"; then kill "$process"; fi
     done <"$DIR/daemons"
@@ -99,8 +108,8 @@ nothing_queued() { [ -z "$(squeue --noheader)" ]; }
 
 all_dead() { while read -r process name; do ! is_alive "$process" "$name" || return 1; done <"$DIR/daemons"; }
 
-is_alive() { grep -q "^$2" "/proc/$1/cmdline"; } # of a process that has ended it is empty
+is_alive() { grep -qs "^$2" "/proc/$1/cmdline"; } # of a process that has ended it is empty
 
 DIR=${2:-}
 export SLURM_CONF=$DIR/slurm.conf
-"$1"
+"$1" "${@:3}"
