@@ -117,23 +117,17 @@ def _in_many_processes(config: dict[str, Any], output: Path, arguments: tuple) -
 
 def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The chain of tasks, on one rank; its figures. Tasks that result.json holds already are not run again."""
-    import torch
-
     from vidssl import distributed
     from vidssl.build import Run
     from vidssl.check import task_names
-    from vidssl.engine.device import check_convolution
+    from vidssl.engine.device import prepare
     from vidssl.engine.log import Log
     from vidssl.registry import read_options
     from vidssl.tasks import TASKS
 
     log = Log(folder, rank=distributed.rank())
     run = Run(config, folder, log, distributed.device(config["accelerator"]), config["checkpoint"])
-    if run.device.type == "cpu":
-        distributed.keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = True  # the sizes of clips do not change
-        check_convolution(run.precision, run.device)
+    prepare(run.precision, run.device)
     result = records.read_json(folder / "result.json")
     begun = records.read_json(folder / "run.json").get("tasks", {})
     _header(run)
@@ -166,22 +160,16 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _header(run: Any) -> None:
     """What runs, where, in what; and what is known to go wrong there."""
-    import torch
-
     from vidssl.check import task_names
-    from vidssl.engine.device import remarks, told_version
+    from vidssl.engine.device import described, known_faults
 
-    config, log, cudnn = run.config, run.log, None
+    config, log = run.config, run.log
     names = task_names(config)
     words = ["-".join(names), config["method"]["name"] if "pretrain" in names else "", config["backbone"]["name"]]
     told = " ".join(word for word in (*words, config["dataset"]["name"]) if word)
-    place = f"{run.device} in {run.precision}"
-    if run.device.type == "cuda":
-        cudnn = torch.backends.cudnn.version()
-        place += f", {torch.cuda.get_device_name(run.device)} with cuDNN {told_version(cudnn or 0)}"
-    log.say(f"{told}, seed {config['seed']}, on {place}, in {run.output}")
-    for remark in remarks(run.precision, cudnn):
-        log.say(f"warning: {remark}")
+    log.say(f"{told}, seed {config['seed']}, on {described(run.precision, run.device)}, in {run.output}")
+    for fault in known_faults(run.precision, run.device):
+        log.say(f"warning: {fault}")
 
 
 def _finish_task(

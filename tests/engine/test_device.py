@@ -12,8 +12,9 @@ from vidssl.engine.device import (
     PaddedConv3d,
     ToDevice,
     check_convolution,
+    described,
+    known_faults,
     pad_short_clips,
-    remarks,
     settled,
     wants_channels_last,
 )
@@ -62,10 +63,22 @@ def test_batches_come_in_order_and_the_end_is_the_end() -> None:
         ("bf16", None, "2.9.1", []),
     ],
 )
-def test_known_faults_of_libraries_are_told(precision: str, cudnn: int, version: str, words: list[str]) -> None:
-    told = " ".join(remarks(precision, cudnn, version))
+def test_known_faults_of_libraries_are_told(
+    precision: str, cudnn: int | None, version: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    monkeypatch.setattr(torch, "__version__", version)
+    told = " ".join(known_faults(precision, GPU))
     assert bool(told) is bool(words)
     assert all(word in told for word in words)
+    assert known_faults(precision, CPU) == []
+
+
+def test_the_head_of_a_run_names_the_card_and_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert described("bf16", GPU) == "cuda:0 in bf16, NVIDIA H100 with cuDNN 9.10.2"
+    assert described("fp32", CPU) == "cpu in fp32"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

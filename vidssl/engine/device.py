@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.clips import Batch
+from vidssl.distributed import keep_freed_memory
 from vidssl.registry import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,22 @@ def settled(precision: Precision | Literal["auto"], device: torch.device) -> Pre
 def wants_channels_last(chosen: bool | Literal["auto"], precision: Precision, device: torch.device) -> bool:
     """auto: for convolutions in half precision on GPUs."""
     return device.type == "cuda" and precision in HALF if chosen == "auto" else chosen
+
+
+def prepare(precision: Precision, device: torch.device) -> None:
+    """Before any work. Raises ConfigError where this precision comes out wrong on this device."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        return
+    torch.backends.cudnn.benchmark = True  # the sizes of clips do not change
+    check_convolution(precision, device)
+
+
+def described(precision: Precision, device: torch.device) -> str:
+    place = f"{device} in {precision}"
+    if device.type == "cuda":
+        place += f", {torch.cuda.get_device_name(device)} with cuDNN {cudnn_version()}"
+    return place
 
 
 class ToDevice:
@@ -63,11 +80,12 @@ class ToDevice:
 # What goes wrong
 
 
-def remarks(precision: Precision, cudnn: int | None, torch_version: str = torch.__version__) -> list[str]:
-    """What is known of these versions and 3D convolutions in half precision, a line each. cudnn: as 91002."""
-    if precision not in HALF or cudnn is None:
+def known_faults(precision: Precision, device: torch.device) -> list[str]:
+    """Of these versions of PyTorch and cuDNN at 3D convolutions in half precision, a line each."""
+    cudnn = torch.backends.cudnn.version()
+    if precision not in HALF or device.type != "cuda" or cudnn is None:
         return []
-    told, name = [], told_version(cudnn)
+    told, name, torch_version = [], cudnn_version(), torch.__version__
     if cudnn == 91002:
         told.append(f"cuDNN {name} computes 3D convolutions of huge inputs wrong in {precision} (pytorch #163539)")
     if torch_version.startswith("2.9.") and cudnn < 91500:
@@ -78,9 +96,10 @@ def remarks(precision: Precision, cudnn: int | None, torch_version: str = torch.
     return told
 
 
-def told_version(cudnn: int) -> str:
-    """91002 -> 9.10.2"""
-    return f"{cudnn // 10000}.{cudnn % 10000 // 100}.{cudnn % 100}"
+def cudnn_version() -> str:
+    """As 9.10.2, which cuDNN itself says as 91002."""
+    number = torch.backends.cudnn.version() or 0
+    return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 class PaddedConv3d(nn.Conv3d):
@@ -120,8 +139,7 @@ def check_convolution(precision: Precision, device: torch.device) -> None:
     exact, half = (_convolved(clip, weight, kind) for kind in (torch.float32, HALF[precision]))
     apart = max(((h - e).abs().max() / e.abs().max()).item() for h, e in zip(half, exact, strict=True))
     if not apart <= WRONG:
-        cudnn = torch.backends.cudnn.version()
-        library = f" (cuDNN {told_version(cudnn)})" if device.type == "cuda" and cudnn else ""
+        library = f" (cuDNN {cudnn_version()})" if device.type == "cuda" else ""
         raise ConfigError(
             f"precision={precision}: a 3D convolution on {device}{library} is off by {apart:.0%}; take "
             "precision=fp32, or other versions of PyTorch and its libraries"
