@@ -159,7 +159,8 @@ def undisturbed(rendered: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return outcome(folder / "run")
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 3])
 def test_workers_change_nothing(workers: int, undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "dataset.train_videos=64", "output=run", f"data.workers={workers}"]
     assert launch(words, tmp_path).status == DONE
@@ -372,14 +373,9 @@ def test_a_sweep_runs_every_job_prints_one_table_and_skips_what_is_done(small: l
     assert {path: path.stat().st_mtime_ns for path in results} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "word",
-    [
-        "trainer.accumulate=2",
-        pytest.param("precision=bf16", marks=pytest.mark.slow),
-        pytest.param("trainer.channels_last=true", marks=pytest.mark.slow),
-        pytest.param("trainer.clip_grad=0.1", marks=pytest.mark.slow),
-    ],
+    "word", ["trainer.accumulate=2", "precision=bf16", "trainer.channels_last=true", "trainer.clip_grad=0.1"]
 )
 def test_ways_of_computing_change_little(word: str, undisturbed: tuple, small: list[str], tmp_path: Path) -> None:
     words = [*small, *SHORT, "dataset.train_videos=64", "output=run", "task=pretrain"]

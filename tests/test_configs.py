@@ -45,6 +45,7 @@ def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
         assert config["protocol"] == (release if evaluates else "ours")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", options("dataset"))
 @pytest.mark.parametrize("task", options("task"))
 def test_every_task_goes_with_every_data_set(dataset: str, task: str) -> None:
@@ -94,6 +95,7 @@ def test_every_registered_part_has_a_file_of_its_name() -> None:
         assert set(registry.names()) <= set(options(group)), group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((HOME / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_sweep_composes_and_each_of_its_arms_is_sound(file: Path) -> None:
     with in_conf():

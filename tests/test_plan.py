@@ -219,7 +219,7 @@ REAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [pytest.param("chain", marks=pytest.mark.slow), "queue", "online"])
 def test_files_and_steps_are_those_of_a_real_run(name: str, small: list[str], tmp_path: Path) -> None:
     answer = launch([*small, *REAL[name], "output=run"], tmp_path)
     assert answer.status == DONE, answer.err

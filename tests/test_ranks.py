@@ -218,6 +218,7 @@ def lines(file: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_is_named(small: list[str], tmp_path: Path) -> None:
     process = start([*small, *LONG], tmp_path, tmp_path / ".launched")
     wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 5)
@@ -298,11 +299,9 @@ def test_combinations_that_cannot_work_are_refused_at_once(
 ) -> None:
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    done = subprocess.run(
-        [sys.executable, str(HOME / "launch.py"), *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == WRONG
-    assert told in done.stderr
+    answer = launch(words, tmp_path)
+    assert answer.status == WRONG
+    assert told in answer.err
     assert not list(tmp_path.rglob("run.json"))
 
 
@@ -329,16 +328,17 @@ def test_ranks_meet_at_a_port_that_no_connection_is_given(monkeypatch: pytest.Mo
     assert distributed.meeting_port("1.0") == "1234"
 
 
-def test_a_port_that_another_program_has_is_told(small: list[str], tmp_path: Path) -> None:
+def test_a_port_that_another_program_has_is_told(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("localhost", 0)) as other:
-        found = {**TORCHRUN, "MASTER_PORT": str(other.getsockname()[1])}
-        done = subprocess.run(
-            [sys.executable, str(HOME / "launch.py"), *small, *PRETRAIN, "task=pretrain", "accelerator=cpu"],
-            cwd=tmp_path, env={**os.environ, **found}, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-    assert done.returncode == WRONG
-    assert f"error: MASTER_PORT={found['MASTER_PORT']}: another program on localhost has this port" in done.stderr
-    assert "Traceback" not in done.stderr
+        port = str(other.getsockname()[1])
+        for name, value in {**TORCHRUN, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        answer = launch([*small, *PRETRAIN, "task=pretrain", "accelerator=cpu"], tmp_path)
+    assert answer.status == WRONG
+    assert f"error: MASTER_PORT={port}: another program on localhost has this port" in answer.err
+    assert "Traceback" not in answer.err
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,7 @@ def test_golden_step_small_perm_with_maps_left_behind(monkeypatch: pytest.Monkey
     assert_golden_step("small_perm", monkeypatch, shuffle_maps=False)
 
 
+@pytest.mark.slow
 def test_golden_step_56(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_golden_step("56", monkeypatch)
 

@@ -79,7 +79,7 @@ def test_views_are_normalized_floats_that_need_no_gradient(name: str) -> None:
             assert view.abs().max() < 10
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["recipe=demo", pytest.param("recipe=paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_saved_state_continues_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
     def steps(learner: Learner, seeds: range) -> list[float]:

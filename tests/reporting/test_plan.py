@@ -13,6 +13,7 @@ from vidssl.reporting.plan import read_plan, telling, write_plan
 ONE_STEP = ("task=pretrain", "pretrain.max_steps=1", "pretrain.batch_size=8")
 
 
+@pytest.mark.slow
 def test_the_plan_holds_the_overrides_of_every_job_as_the_runs_record_them(small: list[str], tmp_path: Path) -> None:
     """Hydra words some of them anew: spaces go, ranges become numbers."""
     words = ["method=moco,fame", "-m", "seed=range(1,3)", "output=sweep", "data.drop=[ damaged, rotated ]", *small]
@@ -26,6 +27,7 @@ def test_the_plan_holds_the_overrides_of_every_job_as_the_runs_record_them(small
     assert [path.name for path in (tmp_path / "sweep").glob(".sweep*")] == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_only_checked_leaves_no_plan(tmp_path: Path) -> None:
     answer = launch(["sweeps=be_gamma", "output=sweep", "check_only=true", "seed=0"], tmp_path)
     assert answer.status == DONE, answer.err
