@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch.py has it: many processes share two processors
@@ -30,6 +31,7 @@ from vidssl.command import register_resolvers
 HOME = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(2)
+slow = partial(pytest.param, marks=pytest.mark.slow)  # a case of a test
 
 
 # -- golden numbers

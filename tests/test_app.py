@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import DATA, LINEAR, PRETRAIN, launch, read_json, read_lines, start
+from tests.conftest import DATA, LINEAR, PRETRAIN, launch, read_json, read_lines, slow, start
 from vidssl.command import DONE, FAILED, STOPPED, WRONG
 
 SHORT = [*PRETRAIN, *LINEAR, "pretrain.epochs=6", "trainer.save_every=2", "task=[pretrain,linear]"]
@@ -222,9 +222,7 @@ def test_every_method_goes_on_as_if_it_had_not_been_killed(method: str, small: l
     assert outcome(tmp_path / "run") == outcome(tmp_path / "straight")
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR2"))]
-)
+@pytest.mark.parametrize("name", ["SIGTERM", slow("SIGINT"), slow("SIGUSR2")])
 def test_a_signal_saves_and_stops_with_status_75(
     name: str, undisturbed: tuple, small: list[str], tmp_path: Path
 ) -> None:

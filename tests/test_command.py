@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HOME, launch, make_video
+from tests.conftest import HOME, launch, make_video, slow
 from vidssl.command import DONE, WRONG
 
 # words, what the answer has to hold
@@ -50,7 +50,15 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+# Those that vidssl.command answers; the others come from the same check
+AT_ONCE = (
+    "unknown method", "unknown task", "unknown augmentation", "unknown key", "unknown key without a place", "added key",
+    "key of a task that is not there", "wrong type", "missing value", "out of range", "list without quotes",
+    "not KEY=VALUE", "unreadable value", "sweep that is not there",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name if name in AT_ONCE else slow(name) for name in MISTAKES])
 def test_a_mistake_is_answered_with_status_2_key_and_remedy(name: str, tmp_path: Path) -> None:
     words, told = MISTAKES[name]
     answer = launch(words, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from tests.conftest import HOME, LINEAR, PRETRAIN, composed, launch, read_lines
+from tests.conftest import HOME, LINEAR, PRETRAIN, composed, launch, read_lines, slow
 from vidssl import plan
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench.step import count_flops
@@ -81,7 +81,7 @@ def test_a_frozen_backbone_has_no_backward_pass() -> None:
     assert plan.step_flops(learner, 3, 8, 32)[1] == 3 * 2 * 512 * 7
 
 
-@pytest.mark.parametrize(("name", "backbone"), [*((name, "tiny") for name in METHODS.names()), ("moco", "i3d")])
+@pytest.mark.parametrize(("name", "backbone"), [*((name, "tiny") for name in METHODS.names()), slow("moco", "i3d")])
 def test_a_step_counted_without_values_is_a_step_of_the_trainer(name: str, backbone: str, tmp_path: Path) -> None:
     """With a queue, a twin and views of every kind, as the papers have them."""
     words = [f"backbone={backbone}", *(("clip_frames=16", "crop_size=32") if backbone == "i3d" else TINY[2:])]
@@ -219,7 +219,7 @@ REAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param("chain", marks=pytest.mark.slow), "queue", "online"])
+@pytest.mark.parametrize("name", ["queue", slow("chain"), slow("online")])
 def test_files_and_steps_are_those_of_a_real_run(name: str, small: list[str], tmp_path: Path) -> None:
     answer = launch([*small, *REAL[name], "output=run"], tmp_path)
     assert answer.status == DONE, answer.err

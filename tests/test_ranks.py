@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import HOME, PRETRAIN, launch, read_json, read_lines, start
+from tests.conftest import HOME, PRETRAIN, launch, read_json, read_lines, slow, start
 from vidssl import distributed, ranks, slurm
 from vidssl.command import DONE, FAILED, STOPPED, WRONG
 from vidssl.distributed import Stopped
@@ -42,7 +41,7 @@ def exchanges(count: int) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, slow(3)])
 def test_an_exchange_is_a_share_of_all_rows_in_the_new_order(count: int) -> None:
     assert all(ranks.start_ranks(exchanges, count, "cpu", (count,)))
 
@@ -128,7 +127,7 @@ def sleeps_on_the_first() -> None:
     ("work", "told"),
     [
         (dies_on_the_second, "rank 1 was killed by SIGKILL"),
-        pytest.param(sleeps_on_the_first, "rank 1 ended with status 3", marks=pytest.mark.slow),
+        slow(sleeps_on_the_first, "rank 1 ended with status 3"),
     ],
 )
 def test_a_lost_rank_ends_the_others(work, told: str) -> None:
@@ -168,9 +167,7 @@ def works_until_asked() -> str:
     return "never"
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGUSR2, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT))]
-)
+@pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGTERM), slow(signal.SIGINT)])
 def test_a_signal_reaches_all_ranks_even_before_they_can_take_it(number: int) -> None:
     before = signal.getsignal(number)
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()  # they import torch at that time
@@ -243,6 +240,7 @@ def test_when_the_command_is_killed_its_ranks_write_no_more(small: list[str], tm
     wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in both), 10)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_command_saves_on_all_ranks(small: list[str], tmp_path: Path) -> None:
     process = start([*small, *LONG, "data.workers=1"], tmp_path, tmp_path / ".launched")
     wait_for(lambda: lines(tmp_path / "run/metrics.jsonl") > 2)
@@ -275,7 +273,6 @@ def test_a_run_stops_when_its_time_is_over_and_goes_on(small: list[str], tmp_pat
 
 # -- launched by others
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29501"}
 
 

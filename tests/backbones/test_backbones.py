@@ -41,6 +41,7 @@ def test_parameters_are_as_many_as_the_docstring_says(network: nn.Module) -> Non
     assert sum(p.numel() for p in network.parameters()) == int(told[1].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_bfloat16_with_channels_last_gives_every_parameter_a_gradient(network: nn.Module) -> None:
     time, space = network.strides
     # three map frames: see vidssl.engine.device.PaddedConv3d

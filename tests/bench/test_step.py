@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.bench.test_data import Together
-from tests.conftest import composed, launch, read_json
+from tests.conftest import composed, launch, read_json, slow
 from vidssl.bench import apart, record, step
 from vidssl.bench.apart import CPU, Apart
 from vidssl.bench.released import Contrast, MoCoStep, follow
@@ -74,7 +74,7 @@ def test_the_contrast_and_the_slow_network_are_the_released_ones() -> None:
     torch.testing.assert_close(twin.network.weight, slow.weight)
 
 
-@pytest.mark.parametrize("method", ["moco", "fame", "dclr", "fima", "be"])
+@pytest.mark.parametrize("method", ["fame", "be", slow("moco"), slow("dclr"), slow("fima")])
 def test_stages_are_those_of_the_step(method: str) -> None:
     chain = composed("task=bench")["bench"]["augmentation"]
     words = {"dclr": ["method.contrast.fill_steps=0"]}.get(method, [])

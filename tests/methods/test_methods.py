@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import composed
+from tests.conftest import composed, slow
 from tests.methods.test_moco import in_two_processes
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.backbones.blocks import BACKBONES
@@ -79,7 +79,7 @@ def test_views_are_normalized_floats_that_need_no_gradient(name: str) -> None:
             assert view.abs().max() < 10
 
 
-@pytest.mark.parametrize("recipe", ["recipe=demo", pytest.param("recipe=paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["recipe=demo", slow("recipe=paper")])
 @pytest.mark.parametrize("name", METHODS.names())
 def test_a_saved_state_continues_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
     def steps(learner: Learner, seeds: range) -> list[float]:

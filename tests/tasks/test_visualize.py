@@ -64,7 +64,6 @@ def pictures(run: Path) -> set[str]:
     return {file.stem.removeprefix("visualize-") for file in (run / "pictures").glob("visualize-*.png")}
 
 
-@pytest.mark.slow
 def test_a_chain_leaves_every_kind_of_picture_and_none_is_blank(chain: Path) -> None:
     assert pictures(chain) == NAMES
     assert read_json(chain / "result.json")["visualize"] == {"pictures": len(NAMES)}
