@@ -152,7 +152,7 @@ def _render_one(job: tuple[Path, Recipe]) -> None:
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:
-    """uint8 [T, H, W, 3] -> H.264 in the container that the path's ending names, nearly lossless.
+    """uint8 [T, H, W, 3] -> H.264 in MP4, nearly lossless.
 
     One thread and no assembler code: with them the same pictures give other bytes from one call to the next.
     """
@@ -161,7 +161,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:
         options = {"crf": "18", "preset": "veryfast", "tune": "fastdecode", "x264-params": "asm=0"}
     except av.codec.codec.UnknownCodecError:
         codec, options = "mpeg4", {"qscale": "2"}
-    with av.open(os.fspath(path), "w") as container:
+    with av.open(os.fspath(path), "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1

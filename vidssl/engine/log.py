@@ -103,9 +103,12 @@ class Log:
             return
         from PIL import Image
 
+        from vidssl.engine.checkpoint import write_atomically
+
         folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / f"{task}-{name}.png", optimize=True)
+        picture = Image.fromarray(image)
+        write_atomically(folder / f"{task}-{name}.png", lambda file: picture.save(file, format="PNG", optimize=True))
         self._writer("pictures").add_image(f"{task}/{name}", image, step, dataformats="HWC")
 
     def _writer(self, kind: str) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidssl.reporting.runs import Folds, Setting, Trial, count_states
@@ -157,16 +157,17 @@ def summary(settings: list[Setting]) -> str:
 # Files
 
 
-def write_csv(file: Path, settings: list[Setting]) -> None:
-    """A row for each run, with every figure that any run has."""
+def every_run(settings: list[Setting]) -> str:
+    """As CSV: a row for each run, with every figure that any run has."""
     names = sorted({name for setting in settings for run in setting.runs for name in run.figures})
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(["setting", "seed", "status", "folder", *names])
-        for setting in settings:
-            for run in setting.runs:
-                figures = [run.figures.get(name, "") for name in names]
-                writer.writerow([setting.label, run.seed, run.status, run.folder or "", *figures])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["setting", "seed", "status", "folder", *names])
+    for setting in settings:
+        for run in setting.runs:
+            figures = [run.figures.get(name, "") for name in names]
+            writer.writerow([setting.label, run.seed, run.status, run.folder or "", *figures])
+    return out.getvalue()
 
 
 def markdown(sheets: Sequence[Sheet], legend: list[str], note: str) -> str:

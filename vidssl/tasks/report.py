@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vidssl import records
 from vidssl.build import Run
 from vidssl.reporting import conditions, tables
 from vidssl.reporting.page import page
@@ -80,9 +81,9 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     legend += meanings
 
     told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    (folder / "report.md").write_text(tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
-    tables.write_csv(folder / "report.csv", settings)
-    (folder / "report.html").write_text(page(folder, settings, sheets, legend, about))
+    records.write(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
+    records.write(folder / "report.csv", tables.every_run(settings))
+    records.write(folder / "report.html", page(folder, settings, sheets, legend, about))
     _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
     return settings
 

@@ -19,6 +19,7 @@ from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.manifest import Manifest, single
 from vidssl.data.synthetic import write_video
 from vidssl.data.video import VideoError
+from vidssl.engine.checkpoint import write_atomically
 from vidssl.evaluation.activation import activation_map
 from vidssl.evaluation.classifier import Classifier, average
 from vidssl.evaluation.confusion import confusion, most_confused
@@ -291,10 +292,8 @@ class Album:
         ]
         file = self.run.output / "pictures" / f"visualize-activations.{self.options.animation}"
         file.parent.mkdir(exist_ok=True)
-        if self.options.animation == "gif":
-            write_gif(file, np.stack(moving), self.options.fps)
-        else:
-            write_video(file, even(np.stack(moving)), self.options.fps)
+        write, shown = write_gif if self.options.animation == "gif" else write_video, even(np.stack(moving))
+        write_atomically(file, lambda unfinished: write(unfinished, shown, self.options.fps))
 
     def tsne(self) -> Pictures:
         options, found = self.options, self.found[self.options.split]
