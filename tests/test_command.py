@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HOME, launch, make_video, slow
-from vidssl.command import DONE, WRONG
+from vidssl.command import DONE, STOPPED, WRONG, run
 
 # words, what the answer has to hold
 MISTAKES = {
@@ -163,3 +164,19 @@ def test_a_group_without_a_task_goes_to_the_first_that_has_one(word: str, tmp_pa
     long_form = launch([f"{group}@pretrain.{group}={name}", "--cfg", "job"], tmp_path)
     assert answer.status == DONE
     assert answer.out == long_form.out != launch(["--cfg", "job"], tmp_path).out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_before_any_work_stops_as_one_during_it(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    monkeypatch.setattr(sys, "argv", ["launch.py"])
+    monkeypatch.setenv("VIDSSL_HOME", "")  # set back at the end, as the others that run() sets
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    try:
+        assert run(lambda: signal.raise_signal(number), HOME) == STOPPED
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    assert "the same command goes on" in capsys.readouterr().err

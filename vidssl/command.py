@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 the configuration or the input is wrong, 75 sto
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,8 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
     register_resolvers()
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl-C, until a run takes them
+        signal.signal(number, signal.default_int_handler)
     _failures.clear()
     _sweeps.clear()
     if _is_multirun(sys.argv[1:]) and ("RANK" in os.environ or slurm.tasks() > 1):
@@ -52,6 +55,9 @@ def run(main: Callable[[], Any], home: Path) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         problems = explain(sys.argv[1:], home) or [str(error)]
         return _refuse(problems)
+    except KeyboardInterrupt:  # before a run could take the signal, or the second one
+        print("stopped at once; the same command goes on from what is saved", file=sys.stderr)
+        return STOPPED
     except Exception as error:  # a job's own errors are among the failures
         _failures.append((sys.argv[1:], error))
     for overrides, error in _failures:
