@@ -174,6 +174,7 @@ def test_a_signal_before_any_work_stops_as_one_during_it(
     monkeypatch.setattr(sys, "argv", ["launch.py"])
     monkeypatch.setenv("VIDSSL_HOME", "")  # set back at the end, as the others that run() sets
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     try:
         assert run(lambda: signal.raise_signal(number), HOME) == STOPPED
     finally:

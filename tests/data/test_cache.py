@@ -21,7 +21,7 @@ from vidssl.data.manifest import Listing, Manifest, Video, read_manifest
 from vidssl.data.spatial import RandomResized
 from vidssl.data.video import VideoError, decode, read_frames
 
-FORMS = (Form("mjpeg", 48), Form("fastdecode", 48))
+FORMS = (Form("mjpeg", 48), Form("raw", 48), Form("fastdecode", 48))
 
 
 @pytest.fixture
@@ -204,9 +204,9 @@ def test_a_run_reads_copies_and_is_another_run(tmp_path: Path, small: list[str])
     answer = launch([*words, "task=[prepare,pretrain]"], tmp_path)
     assert answer.status == 2
     assert "data.cache=None (there mjpeg)" in answer.err
-    answer = launch([*words, "task=prepare", "data.cache=raw", "data.cache_short=4"], tmp_path)
+    answer = launch([*words, "task=prepare", "data.cache=png", "data.cache_short=4"], tmp_path)
     assert answer.status == 2
-    assert "data.cache=raw" in answer.err
+    assert "data.cache=png" in answer.err
     assert "data.cache_short=4: must lie in [16, inf)" in answer.err
 
 

@@ -46,7 +46,7 @@ from vidssl.data.video import VideoError, VideoIndex, decode, probe
 
 PLAN = ClipPlan(windows=2, views=(View(window=0), View(window=1)))
 CROP = RandomResized(area=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, antialias=True)
-COPY = Form("mjpeg", 128)
+COPIES = (Form("mjpeg", 128), Form("raw", 128))
 
 # How many times as fast as each baseline ours should be at least, by the kind of a file; for LEAST_FOR
 LEAST = {
@@ -89,15 +89,16 @@ def measure(run: Run, options: Any) -> list[Row]:
 
 
 def copies_help(rows: Sequence[Row]) -> float | None:
-    """How many times as fast small copies are read as the files themselves, the median of the files."""
+    """How many times as fast small JPEG copies are read as the files themselves, the median of the files."""
     seconds = {row.what: row.seconds for row in rows if row.baseline == "official style"}
-    found = [seconds[name] / seconds[copied(name)] for name in seconds if copied(name) in seconds]
+    pairs = [(name, copied(name, COPIES[0])) for name in seconds]
+    found = [seconds[name] / seconds[copy] for name, copy in pairs if copy in seconds]
     return statistics.median(found) if found else None
 
 
-def copied(what: str) -> str:
+def copied(what: str, form: Form) -> str:
     """The row of reading something -> that of reading its copy."""
-    return f"{what} from a copy, {COPY}"
+    return f"{what} from a copy, {form}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,8 +172,9 @@ def file_rows(
 
     with Apart() as apart:
         candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
-        small = replace(dataset, manifest=with_copies(dataset.manifest, COPY, folder / str(COPY)))
-        candidates["copy"] = apart.start(ours, small, jobs, keeps_memory=True)
+        for form in COPIES:
+            small = replace(dataset, manifest=with_copies(dataset.manifest, form, folder / str(form)))
+            candidates[f"copy {form}"] = apart.start(ours, small, jobs, keeps_memory=True)
         candidates["pure decoding"] = apart.start(each, decode_all, jobs)
         candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
         for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
@@ -191,8 +193,9 @@ def file_rows(
     rows[0] = rows[0]._replace(figures=figures)
     if "official style" in seconds:
         promised = LEAST_OF_COPIES if least else None
-        row = compared("data", copied(what), seconds, "copy", "official style", promised)
-        rows.append(row._replace(seconds=row.seconds / clip_pairs))
+        for form in COPIES:
+            row = compared("data", copied(what, form), seconds, f"copy {form}", "official style", promised)
+            rows.append(row._replace(seconds=row.seconds / clip_pairs))
     return [*rows, scan_row(path, rounds), crop_row(path, jobs, rounds, is_told)]
 
 

@@ -32,16 +32,17 @@ ROWS = "copies.jsonl"  # in the folder of the copies, a line each
 class Form:
     """How copies are made.
 
-    mjpeg: every picture for itself; the fastest, larger than most originals. fastdecode: H.264 with a key picture every
-    12, no B-pictures, and nothing in it that takes a decoder long; smaller than most originals.
+    mjpeg: every picture for itself; fast, larger than most originals. raw: not compressed at all; the fastest, and very
+    large. fastdecode: H.264 with a key picture every 12, no B-pictures, and nothing in it that takes a decoder long;
+    smaller than most originals.
     """
 
-    name: Literal["mjpeg", "fastdecode"]
+    name: Literal["mjpeg", "raw", "fastdecode"]
     short: int  # length of the copies' short side; smaller videos keep theirs
 
     @property
     def suffix(self) -> str:
-        return ".avi" if self.name == "mjpeg" else ".mp4"
+        return ".mp4" if self.name == "fastdecode" else ".avi"
 
     @property
     def pixels(self) -> str:
@@ -58,6 +59,8 @@ class Form:
     def add_stream(self, out: av.container.OutputContainer) -> av.VideoStream:
         if self.name == "mjpeg":
             return out.add_stream("mjpeg", rate=25, options={"qmin": "4", "qmax": "4"})
+        if self.name == "raw":
+            return out.add_stream("rawvideo", rate=25)
         options = {"crf": "18", "preset": "medium", "tune": "fastdecode", "bf": "0", "sc_threshold": "0"}
         stream = out.add_stream("libx264", rate=25, options=options)
         stream.gop_size, stream.codec_context.max_b_frames = 12, 0

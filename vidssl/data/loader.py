@@ -34,7 +34,7 @@ class DataOptions:
     most_damaged: Share  # of the videos may turn out damaged before a run stops
     index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
     processes: Whole  # that scan, render or make copies; 0: one for each processor
-    cache: Literal["mjpeg", "fastdecode"] | None  # read small copies in place of the videos
+    cache: Literal["mjpeg", "raw", "fastdecode"] | None  # read small copies in place of the videos
     cache_short: Annotated[int, Within("[16, inf)")]  # length of the copies' short side
     cache_folder: str | None  # where they are kept; null: beside the index
 

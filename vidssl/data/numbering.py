@@ -43,7 +43,9 @@ def pts_numbering(packets: list[tuple[int | None, bool, bool]], first_shown: int
 
 
 # A packet of these holds exactly one picture to show. Not so VP8, for example, which has packets that show nothing.
-ONE_PICTURE_A_PACKET = {"h264", "hevc", "vp9", "libdav1d", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1"}
+ONE_PICTURE_A_PACKET = {
+    "h264", "hevc", "vp9", "libdav1d", "av1", "mpeg1video", "mpeg2video", "mjpeg", "ffv1", "rawvideo",
+}  # fmt: skip
 
 
 def vop_numbering(headers: bytes, packets: list[bytes]) -> dict:

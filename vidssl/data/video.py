@@ -379,7 +379,7 @@ class _Reader:
 
 # Decoders that, told so before a packet, leave out its picture if no other refers to it, and change no other picture.
 SKIPS_EXACTLY = {"h264", "hevc"}
-INTRA = {"mjpeg"}
+INTRA = {"mjpeg", "rawvideo"}
 COVER_PICTURE = av.stream.Disposition.attached_pic
 
 

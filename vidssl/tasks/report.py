@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vidssl import records
 from vidssl.build import Run
+from vidssl.engine.checkpoint import write_atomically
 from vidssl.reporting import conditions, tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
@@ -81,9 +81,12 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     legend += meanings
 
     told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    records.write(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
-    records.write(folder / "report.csv", tables.every_run(settings))
-    records.write(folder / "report.html", page(folder, settings, sheets, legend, about))
+    for name, content in (
+        ("report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told)))),
+        ("report.csv", tables.every_run(settings)),
+        ("report.html", page(folder, settings, sheets, legend, about)),
+    ):
+        write_atomically(folder / name, lambda file, content=content: file.write_text(content))
     _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
     return settings
 
