@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,31 +129,6 @@ def test_candidates_apart_tell_their_own_time_and_their_errors() -> None:
         assert 0 < once < apart.clock() < 30
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             apart.start(_busy, 0)()
-
-
-def test_candidates_made_afresh_count_their_second_call() -> None:
-    with Apart(afresh=True) as apart:
-        lazy = apart.start(_lazy)
-        lazy()
-        first = apart.clock()
-        lazy()
-        assert 0 < first < 0.2, "the call before took longer"
-        assert first < apart.clock() < 0.4, "and so it did in the second process"
-        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-            apart.start(_busy, 0)()
-
-
-def _lazy() -> Callable[[], object]:
-    """Busy when it is first called."""
-    calls = []
-
-    def candidate() -> None:
-        calls.append(None)
-        deadline = time.process_time() + (0.2 if len(calls) == 1 else 0.001)
-        while time.process_time() < deadline:
-            pass
-
-    return candidate
 
 
 def _busy(count: int) -> Callable[[], object]:

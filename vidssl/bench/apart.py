@@ -21,20 +21,19 @@ class Apart:
     """Starts candidates; `spent` is what all their calls took so far, a clock for `interleaved`.
 
     Processor time on CPUs, time on the wall where they work on a GPU.
-
-    afresh: each call has a process of its own, in which a call before it does not count. How its memory happens to lie
-    makes a process up to a third faster or slower as long as it lives: so this is part of what rounds differ in.
     """
 
-    def __init__(self, device: torch.device = CPU, *, afresh: bool = False) -> None:
-        self.device, self.afresh, self.spent, self.started = device, afresh, 0.0, []
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device, self.spent, self.started = device, 0.0, []
 
     def __enter__(self) -> Apart:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self.started:
-            self._end_last()
+        for process, connection in self.started:
+            connection.close()  # ends its loop
+            process.join()
+            process.close()
 
     def clock(self) -> float:
         return self.spent
@@ -44,62 +43,38 @@ class Apart:
 
         keeps_memory: as runs of ours do, see distributed.keep_freed_memory.
         """
-        given = make, arguments, keeps_memory, self.device
-        if not self.afresh:
-            connection = self._begin(given)
-
-            def call() -> None:
-                self.spent += _one_call(connection)
-
-        else:
-
-            def call() -> None:
-                connection = self._begin(given)
-                _one_call(connection)
-                self.spent += _one_call(connection)
-                self._end_last()
-
-        return call
-
-    def _begin(self, given: tuple) -> Connection:
         here, there = _forks().Pipe()
-        process = _forks().Process(target=_serve, args=(there, *given), daemon=True)
+        process = _forks().Process(target=_serve, args=(there, make, arguments, keeps_memory, self.device), daemon=True)
         process.start()
         there.close()
         self.started.append((process, here))
-        return here
 
-    def _end_last(self) -> None:
-        process, connection = self.started.pop()
-        connection.close()  # ends its loop
-        process.join()
-        process.close()
+        def call() -> None:
+            here.send(None)
+            seconds = here.recv()
+            if isinstance(seconds, str):
+                raise RuntimeError(seconds)
+            self.spent += seconds
 
-
-def _one_call(connection: Connection) -> float:
-    connection.send(None)
-    seconds = connection.recv()
-    if isinstance(seconds, str):
-        raise RuntimeError(seconds)
-    return seconds
+        return call
 
 
 def against(
-    baseline: str, ours: tuple, theirs: tuple, rounds: int, device: torch.device = CPU, *, afresh: bool = False
+    baseline: str, ours: tuple, theirs: tuple, rounds: int, device: torch.device = CPU
 ) -> dict[str, list[float]]:
     """Seconds of "ours", which keeps its memory as runs of ours do, and of a baseline, in turn.
 
     Both: the function that makes the candidate, and its arguments.
     """
-    with Apart(device, afresh=afresh) as apart:
+    with Apart(device) as apart:
         candidates = {"ours": apart.start(*ours, keeps_memory=True), baseline: apart.start(*theirs)}
-        return interleaved(candidates, rounds, clock=apart.clock, warm=not afresh)
+        return interleaved(candidates, rounds, clock=apart.clock)
 
 
 def _forks() -> Any:
     """Processes that have imported the large libraries, and have done nothing else yet."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "av", "vidssl.bench.candidates"])
+    context.set_forkserver_preload(["torch", "av"])
     return context
 
 

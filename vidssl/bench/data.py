@@ -170,7 +170,7 @@ def file_rows(
     is_told = (dataset.clip_frames, dataset.frame_stride, dataset.crop_size) == LEAST_FOR
     least = LEAST.get(kind, {}) if is_told else {}
 
-    with Apart(afresh=True) as apart:
+    with Apart() as apart:
         candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
         for form in COPIES:
             small = replace(dataset, manifest=with_copies(dataset.manifest, form, folder / str(form)))
@@ -179,7 +179,7 @@ def file_rows(
         candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
         for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
             candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, jobs, keeps_memory=True)
-        seconds = interleaved(candidates, rounds, clock=apart.clock, warm=False)
+        seconds = interleaved(candidates, rounds, clock=apart.clock)
     rows, what = [], f"read {path.name} ({kind})"
     for name in (
         "official style",
@@ -255,7 +255,7 @@ SCANS = 16  # of a file in each round, as a data set has many
 
 def scan_row(path: Path, rounds: int) -> Row:
     paths = [path] * SCANS
-    seconds = against("official style", (each, probe, paths), (each, scan_by_decoding, paths), rounds, afresh=True)
+    seconds = against("official style", (each, probe, paths), (each, scan_by_decoding, paths), rounds)
     row = compared("data", f"index {path.name}", seconds, "ours", "official style", LEAST_OF_SCAN)
     return row._replace(seconds=row.seconds / SCANS)
 
@@ -266,8 +266,7 @@ def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
     height, width = index.height // 2, index.width // 2
     box = Box(height // 2, width // 2, height, width)
     jobs = [job._replace(boxes=[box, box._replace(mirrored=True)]) for job in jobs]
-    bytewise, as_floats = (cropped, crop_bytes, jobs), (cropped, crop_floats, jobs)
-    seconds = against("official style", bytewise, as_floats, rounds, afresh=True)
+    seconds = against("official style", (cropped, crop_bytes, jobs), (cropped, crop_floats, jobs), rounds)
     least = LEAST_OF_CROP if is_told else None
     row = compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
     return row._replace(seconds=row.seconds / len(jobs))

@@ -43,18 +43,15 @@ def interleaved(
     *,
     seed: int = 0,
     clock: Callable[[], float] | None = None,
-    warm: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, a new order in every round.
-
-    warm: one round before them does not count.
+    """Seconds of each candidate in each round, after one round that does not count; a new order in every round.
 
     clock: the process's own time on all its threads by default, which what else the machine does changes little.
     """
     clock = clock or time.process_time
     order, found = list(candidates), {name: [] for name in candidates}
     shuffle = random.Random(seed)
-    for number in range(0 if warm else 1, rounds + 1):
+    for number in range(rounds + 1):
         shuffle.shuffle(order)
         for name in order:
             begun = clock()
