@@ -51,7 +51,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
-# Those that vidssl.command answers; the others come from the same check
+# In the fast suite: every way in which vidssl.command finds a mistake, and some that the check finds
 AT_ONCE = (
     "unknown method", "unknown task", "unknown augmentation", "unknown key", "unknown key without a place", "added key",
     "key of a task that is not there", "wrong type", "missing value", "out of range", "list without quotes",

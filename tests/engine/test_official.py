@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.conftest import GOLDEN, fill, golden, normal
+from tests.conftest import GOLDEN, fill, golden, normal, slow
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone
@@ -85,9 +85,7 @@ def load(checkpoint: dict[str, Any], folder: Path) -> tuple[Weights, nn.Module, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "file", [pytest.param(file, marks=pytest.mark.slow if LARGE.search(file) else ()) for file in FILES]
-)
+@pytest.mark.parametrize("file", [slow(file) if LARGE.search(file) else file for file in FILES])
 def test_every_released_layout_loads_completely_and_answers_as_recorded(file: str, tmp_path: Path) -> None:
     state = entries(file)
     weights, network, report = load(wrapped(file, state), tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import launch, make_video, read_json, read_lines
+from tests.conftest import launch, make_video, read_json, read_lines, slow
 from vidssl.command import DONE, WRONG
 
 CLASSES = ("Archery", "BabyCrawling")
@@ -101,9 +101,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name != "ucf101" else ()) for name in TREES]
-)
+@pytest.mark.parametrize("name", [name if name == "ucf101" else slow(name) for name in TREES])
 def test_the_layout_trains_end_to_end(name: str, material: dict[str, Path], tmp_path: Path) -> None:
     make, words = TREES[name]
     root = tmp_path / "root"

@@ -41,6 +41,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.close(folder)
 
 
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write_text(text))
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """state: tensors and plain values only; `load_state` reads it."""
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))

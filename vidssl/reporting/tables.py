@@ -161,7 +161,7 @@ def every_run(settings: list[Setting]) -> str:
     """As CSV: a row for each run, with every figure that any run has."""
     names = sorted({name for setting in settings for run in setting.runs for name in run.figures})
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     writer.writerow(["setting", "seed", "status", "folder", *names])
     for setting in settings:
         for run in setting.runs:

@@ -17,7 +17,7 @@ from vidssl.augment.foreground import foreground_mask
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.clips import Batch
 from vidssl.data.sampling import partners
-from vidssl.engine.checkpoint import write_atomically
+from vidssl.engine.checkpoint import write_text
 from vidssl.evaluation import bias
 from vidssl.evaluation.classifier import average, pooled
 from vidssl.evaluation.features import of_all_ranks
@@ -226,8 +226,6 @@ class Bias(ClipOptions, Task):
         sheet = table(figures)
         for title, *cells in [sheet.head, *sheet.rows]:
             run.log.say(f"  {title or sheet.title:37}{cells[0]:>24}{cells[1]:>10}{cells[2]:>11}")
-        for name, content in (
-            ("bias.md", markdown([sheet], legend(figures), "")),
-            ("bias.svg", figure([("", [figures])]).replace("<svg ", f'<svg xmlns="{SVG}" ', 1)),
-        ):
-            write_atomically(run.output / name, lambda file, content=content: file.write_text(content))
+        write_text(run.output / "bias.md", markdown([sheet], legend(figures), ""))
+        drawn = figure([("", [figures])]).replace("<svg ", f'<svg xmlns="{SVG}" ', 1)
+        write_text(run.output / "bias.svg", drawn)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vidssl.build import Run
-from vidssl.engine.checkpoint import write_atomically
+from vidssl.engine.checkpoint import write_text
 from vidssl.reporting import conditions, tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
@@ -81,12 +81,9 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     legend += meanings
 
     told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    for name, content in (
-        ("report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told)))),
-        ("report.csv", tables.every_run(settings)),
-        ("report.html", page(folder, settings, sheets, legend, about)),
-    ):
-        write_atomically(folder / name, lambda file, content=content: file.write_text(content))
+    write_text(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
+    write_text(folder / "report.csv", tables.every_run(settings))
+    write_text(folder / "report.html", page(folder, settings, sheets, legend, about))
     _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
     return settings
 
