@@ -39,6 +39,7 @@ class Listing:
     classes: Sequence[str] = ()  # names by label; empty without labels
     remarks: Sequence[str] = ()  # what a user should know, such as videos that are listed but not there
     recipes: Sequence[Any] = ()  # of synthetic videos: how to render each
+    missing: Sequence[str] = ()  # names of listed videos that are not on disk
 
 
 @dataclass(frozen=True)
