@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vidssl import command
+from vidssl.run import command
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

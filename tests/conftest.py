@@ -25,8 +25,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vidssl.app import plain
-from vidssl.command import register_resolvers
+from vidssl.run.app import plain
+from vidssl.run.command import register_resolvers
 
 HOME = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -150,7 +150,14 @@ class Launched:
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["vidssl.check", "vidssl.app", "vidssl.command", "vidssl.tasks.report", "torch._dynamo", "torch.utils.tensorboard"]
+    [
+        "vidssl.run.check",
+        "vidssl.run.app",
+        "vidssl.run.command",
+        "vidssl.tasks.report",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+    ]
 )
 
 

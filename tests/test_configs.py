@@ -8,8 +8,8 @@ import pytest
 from hydra import compose
 
 from tests.conftest import HOME, composed, in_conf
-from vidssl.check import LAUNCHERS, check, task_names
 from vidssl.registry import Registry
+from vidssl.run.check import LAUNCHERS, check, task_names
 
 
 def options(group: str) -> list[str]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.conftest import launch, read_json, read_lines, start
-from tests.test_app import outcome
-from tests.test_ranks import children, lines
-from vidssl.command import DONE, STOPPED
+from tests.ranks.test_processes import children, lines
+from tests.run.test_app import outcome
+from vidssl.run.command import DONE, STOPPED
 
 RUN = ("task=[pretrain,linear]", "dataset.train_videos=64", "pretrain.epochs=60", "pretrain.batch_size=8")
 RUN += ("linear.epochs=2", "linear.batch_size=8", "trainer.save_every=3", "devices=2", "accelerator=cpu")

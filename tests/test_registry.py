@@ -7,9 +7,9 @@ import pytest
 
 from vidssl.registry import (
     ConfigError,
-    Count,
+    PositiveInt,
     Registry,
-    Share,
+    UnitInterval,
     Within,
     check_options,
     check_value,
@@ -23,7 +23,7 @@ PARTS = Registry("part", "vidssl.registry")
 
 @dataclass(frozen=True)
 class Inner:
-    size: Count
+    size: PositiveInt
     name: str | None
 
 
@@ -33,13 +33,13 @@ class Example:
         self,
         network: object,
         *,
-        share: Share,
+        share: UnitInterval,
         kind: Literal["fast", "slow"],
         size: Annotated[int, Within("(0, 10)")] | None,
         pair: tuple[float, float],
         many: list[int],
         inner: Inner,
-        word: Literal["auto"] | Count,
+        word: Literal["auto"] | PositiveInt,
         flag: bool,
     ):
         self.options = (share, kind, size, pair, many, inner, word, flag)
@@ -95,7 +95,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("value", "annotation"),
-    [(True, int), (1.0, int), ("1", float), (None, str), (1, str), ([1], dict), ("???", int), (True, Share)],
+    [(True, int), (1.0, int), ("1", float), (None, str), (1, str), ([1], dict), ("???", int), (True, UnitInterval)],
 )
 def test_values_of_another_type_are_refused(value: object, annotation: object) -> None:
     assert len(check_value(value, annotation, "key")) == 1

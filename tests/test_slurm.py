@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from tests.conftest import DATA, HOME, LINEAR, PRETRAIN, launch, read_json
-from tests.test_app import outcome
-from tests.test_ranks import lines, wait_for
-from vidssl.command import DONE, FAILED, WRONG
+from tests.ranks.test_processes import lines, wait_for
+from tests.run.test_app import outcome
 from vidssl.reporting.states import find_states
+from vidssl.run.command import DONE, FAILED, WRONG
 
 pytestmark = pytest.mark.slow
 SCRIPT = HOME / "tests/slurm/cluster.sh"

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from vidssl import distributed
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import ClipPlan
@@ -22,15 +21,16 @@ from vidssl.data.sources import SOURCES
 from vidssl.data.spatial import CROPS
 from vidssl.data.synthetic import EXTRA_SPLITS, render_missing
 from vidssl.engine import device as devices
+from vidssl.engine import distributed
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_weights
 from vidssl.engine.log import Log
+from vidssl.engine.loop import Trainer, TrainerOptions
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
-from vidssl.engine.trainer import Trainer, TrainerOptions
 from vidssl.evaluation.classifier import Classifier, restored
 from vidssl.evaluation.features import per_video
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, Whole, read_options, schema
+from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt, read_options, schema
 
 UNTRAINED = "none"  # checkpoint=none: the network as it is initialized
 
@@ -47,18 +47,18 @@ class Augmentation:
 class ClipOptions:
     """The clips a task works on."""
 
-    clip_frames: Count
-    frame_stride: Count
-    crop_size: Count
+    clip_frames: PositiveInt
+    frame_stride: PositiveInt
+    crop_size: PositiveInt
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What every training task says of its training."""
 
-    epochs: Whole
-    batch_size: Count  # videos to one step of the optimizer, over all ranks
-    max_steps: Whole | None
+    epochs: NonNegativeInt
+    batch_size: PositiveInt  # videos to one step of the optimizer, over all ranks
+    max_steps: NonNegativeInt | None
     optimizer: Annotated[dict, OPTIMIZERS]
     schedule: Annotated[dict, SCHEDULES]
 

@@ -39,11 +39,11 @@ class Within:
         return above and (number <= high if self.interval[-1] == "]" else number < high)
 
 
-Count = Annotated[int, Within("[1, inf)")]
-Whole = Annotated[int, Within("[0, inf)")]
-Share = Annotated[float, Within("[0, 1]")]
-Positive = Annotated[float, Within("(0, inf)")]
-NotNegative = Annotated[float, Within("[0, inf)")]
+PositiveInt = Annotated[int, Within("[1, inf)")]
+NonNegativeInt = Annotated[int, Within("[0, inf)")]
+UnitInterval = Annotated[float, Within("[0, 1]")]
+PositiveFloat = Annotated[float, Within("(0, inf)")]
+NonNegativeFloat = Annotated[float, Within("[0, inf)")]
 
 
 class Registry:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import golden
-from vidssl.augment.background import StaticMix, add_frame, others
+from vidssl.augment.background import StaticMix, add_frame, derangement
 
 
 def own_frame(clip: Tensor, numbers: np.ndarray) -> Tensor:
@@ -88,7 +88,7 @@ def test_partners_are_a_permutation_without_fixed_points() -> None:
     torch.manual_seed(0)
     for count in (2, 3, 8):
         for _ in range(20):
-            partner = others(count)
+            partner = derangement(count)
             assert sorted(partner.tolist()) == list(range(count))
             assert not (partner == torch.arange(count)).any()
-    assert others(1).tolist() == [0]
+    assert derangement(1).tolist() == [0]

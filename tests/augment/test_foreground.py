@@ -125,9 +125,9 @@ def test_ties_go_to_the_lower_index() -> None:
 
 @pytest.mark.parametrize("kind", ["fame", "gauss"])
 def test_swapping_is_merging_with_the_donors_clips(kind: str) -> None:
-    clip, donors = torch.rand(4, 3, 5, 32, 32), torch.tensor([2, 1, 3, 0])
+    clip, donor_index = torch.rand(4, 3, 5, 32, 32), torch.tensor([2, 1, 3, 0])
     mask, before = foreground_mask(clip, beta=0.5, kind=kind), clip.clone()
-    assert torch.equal(swap(clip, donors, mask), merge(clip, clip[donors], mask))
+    assert torch.equal(swap(clip, donor_index, mask), merge(clip, clip[donor_index], mask))
     assert torch.equal(clip, before)
 
 

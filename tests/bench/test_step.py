@@ -17,7 +17,7 @@ from vidssl.bench.apart import CPU, Apart
 from vidssl.bench.released import Contrast, MoCoStep, follow
 from vidssl.bench.timing import Row
 from vidssl.build import Augmentation
-from vidssl.methods.contrast import Queue, Twin, contrast_loss
+from vidssl.methods.contrast import MomentumEncoder, Queue, contrast_loss
 from vidssl.tasks.bench import verdicts
 
 
@@ -38,7 +38,7 @@ def test_the_released_step_and_ours_compute_the_same() -> None:
     learner, batch = trainer.learner, step.clips(setting(), trainer.learner)
     group = trainer.optimizer.param_groups[0]
     theirs = MoCoStep(
-        learner.online, learner.queue.keys, temperature=0.07, twin_momentum=learner.twin.momentum,
+        learner.online, learner.queue.keys, temperature=0.07, twin_momentum=learner.key_encoder.momentum,
         lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"],
     )  # fmt: skip
     model = trainer.prepare()
@@ -66,12 +66,12 @@ def test_the_contrast_and_the_slow_network_are_the_released_ones() -> None:
     expected.backward()
     torch.testing.assert_close(mine.grad, released.grad)
     network = nn.Linear(3, 4)
-    twin = Twin(network, 0.9)
-    slow = Twin(network, 0.9).network
+    key_encoder = MomentumEncoder(network, 0.9)
+    slow = MomentumEncoder(network, 0.9).network
     nn.init.normal_(network.weight)
-    twin.follow(network)
+    key_encoder.follow(network)
     follow(slow, network, 0.9)
-    torch.testing.assert_close(twin.network.weight, slow.weight)
+    torch.testing.assert_close(key_encoder.network.weight, slow.weight)
 
 
 @pytest.mark.parametrize("method", ["fame", "be", slow("moco"), slow("dclr"), slow("fima")])

@@ -92,7 +92,7 @@ def test_golden_training_step_of_i3d() -> None:
     """
     file = golden("be/be_step_i3d.npz")
     method = be(I3D(), {"dim": 128, "queue": 32, "momentum": 1.0}).train()
-    for network, scale in ((method.online, 1.0), (method.twin.network, 0.95)):
+    for network, scale in ((method.online, 1.0), (method.key_encoder.network, 0.95)):
         state = {key: fill(released_name(key), value.shape) for key, value in network.state_dict().items()}
         network.load_state_dict(state)
         with torch.no_grad():
@@ -123,16 +123,16 @@ def test_golden_training_step_of_i3d() -> None:
     assert sorted(norms) == sorted(file["grad_names"])
     found = [norms[name].item() for name in file["grad_names"]]
     np.testing.assert_allclose(found, file["grad_norms"], rtol=3e-2, atol=1e-6)
-    for side, network in (("q", method.online), ("k", method.twin.network)):
+    for side, network in (("q", method.online), ("k", method.key_encoder.network)):
         first = network.backbone.conv3d_1a_7x7.batch3d
         close(first.running_mean, file[f"{side}_running_mean"], 1e-6)
         assert first.num_batches_tracked == int(file[f"{side}_bn_batches"])
 
     optimizer.step()
-    method.twin.momentum = 0.999
-    method.follow()
+    method.key_encoder.momentum = 0.999
+    method.update()
     checked = 0
-    for side, network in (("q", method.online), ("k", method.twin.network)):
+    for side, network in (("q", method.online), ("k", method.key_encoder.network)):
         parameters = {released_name(key): parameter for key, parameter in network.named_parameters()}
         for key in (key for key in file if key.startswith(f"after_{side}|")):
             name = key.partition("|")[2]
@@ -279,11 +279,11 @@ def test_the_negative_carries_gradient_unless_detached() -> None:
 
 def test_the_twin_follows_before_the_keys_and_saves_with_the_queue() -> None:
     method = be().train()
-    start = method.twin.network.backbone.conv.weight.clone()
+    start = method.key_encoder.network.backbone.conv.weight.clone()
     with torch.no_grad():
         method.online.backbone.conv.weight += 1
     method(views())
-    torch.testing.assert_close(method.twin.network.backbone.conv.weight, start + 0.1)
+    torch.testing.assert_close(method.key_encoder.network.backbone.conv.weight, start + 0.1)
     assert method.queue.place == 6
     other = be()
     other.load_state_dict(method.state_dict())
@@ -294,16 +294,16 @@ def test_the_twin_follows_before_the_keys_and_saves_with_the_queue() -> None:
 def test_batch_norm_of_the_keys() -> None:
     """train: by the batch, counting on its own, all else in evaluation mode. eval: by the network's statistics."""
     train, frozen = be().train(), be(contrast={"key_bn": "eval"}).train()
-    assert not train.twin.training
-    assert train.twin.network.backbone.bn.training
-    assert not frozen.twin.network.backbone.bn.training
+    assert not train.key_encoder.training
+    assert train.key_encoder.network.backbone.bn.training
+    assert not frozen.key_encoder.network.backbone.bn.training
     for method in (train, frozen):
         method(views())
         method(views(seed=1))
-    norms = [method.twin.network.backbone.bn for method in (train, frozen)]
+    norms = [method.key_encoder.network.backbone.bn for method in (train, frozen)]
     assert norms[0].num_batches_tracked == 2
     assert norms[1].num_batches_tracked == 2, "the network's, after the first step: two passes"
-    assert not train.eval().twin.network.backbone.bn.training
+    assert not train.eval().key_encoder.network.backbone.bn.training
 
 
 def test_the_queue_starts_uniform_with_lengths_near_one() -> None:

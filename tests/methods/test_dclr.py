@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import fill, golden
-from tests.engine.test_trainer import OPTIONS
+from tests.engine.test_loop import OPTIONS
 from tests.methods.test_moco import Small, in_two_processes
-from vidssl import distributed
 from vidssl.augment.motion import frame_difference
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
 from vidssl.data.sampling import frame_numbers
+from vidssl.engine import distributed
 from vidssl.engine.log import Log
+from vidssl.engine.loop import Trainer, TrainerOptions
 from vidssl.engine.optim import SCHEDULES
-from vidssl.engine.trainer import Trainer, TrainerOptions
 from vidssl.methods import dclr as module
 from vidssl.methods.contrast import Queue, across_ranks, multi_positive_nce
 from vidssl.methods.dclr import (
@@ -217,7 +217,7 @@ def golden_method(file: dict[str, np.ndarray], place: int, **changes: object) ->
     )  # fmt: skip
     method = dclr(BACKBONES.build({"name": ARCHITECTURES[str(file["cfg_arch"])]}), contrast, **changes)
     load(method.online, "encoder_q.")
-    load(method.twin.network, "encoder_k.")
+    load(method.key_encoder.network, "encoder_k.")
     queues = [F.normalize(fill(f"queue_{name}", (contrast.dim, contrast.queue)), dim=0).T for name in QUEUES]
     method.queue.keys.copy_(torch.stack(queues, dim=1))
     method.queue.place.fill_(place)
@@ -289,7 +289,7 @@ def assert_states(
 ) -> None:
     """tolerances: end of a name -> rtol, atol; the first that fits."""
     checked = 0
-    for part, network in (("encoder_q.", method.online), ("encoder_k.", method.twin.network)):
+    for part, network in (("encoder_q.", method.online), ("encoder_k.", method.key_encoder.network)):
         for key, value in network.state_dict().items():
             name = f"{prefix}{part}{official_name(key)}{suffix}"
             if name in file:

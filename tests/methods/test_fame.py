@@ -71,10 +71,10 @@ def test_donors_are_a_permutation_without_fixed_points_where_asked() -> None:
     fixed = 0
     for _ in range(200):
         for method in (with_self, without):
-            donors = method.donors(8)
-            assert sorted(donors.tolist()) == list(range(8))
-        fixed += int((with_self.donors(8) == torch.arange(8)).sum())
-        assert not (without.donors(8) == torch.arange(8)).any()
+            donor_index = method.donor_index(8)
+            assert sorted(donor_index.tolist()) == list(range(8))
+        fixed += int((with_self.donor_index(8) == torch.arange(8)).sum())
+        assert not (without.donor_index(8) == torch.arange(8)).any()
     assert 100 < fixed < 300, "one fixed point a draw is expected"
 
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import fill, golden
-from vidssl import distributed
+from vidssl.engine import distributed
 from vidssl.methods.contrast import (
     KEYS_AT_ONCE,
     ContrastOptions,
+    MomentumEncoder,
     Queue,
-    Twin,
     batch_logits,
     contrast_loss,
     queue_logits,
@@ -76,7 +76,7 @@ def from_file(file: dict[str, np.ndarray], first_place: int) -> MoCo:
         dim=int(file["dim"]), queue=int(file["K"]), momentum=float(file["m"]), temperature=float(file["T"]),
         head="mlp" if mlp else "linear", enqueue="after_each_pass",
     )  # fmt: skip
-    for prefix, network in (("encoder_q", method.online), ("encoder_k", method.twin.network)):
+    for prefix, network in (("encoder_q", method.online), ("encoder_k", method.key_encoder.network)):
         state = network.state_dict()
         network.load_state_dict({k: fill(f"{prefix}.{official_name(k, mlp)}", v.shape) for k, v in state.items()})
     method.queue.keys.copy_(torch.from_numpy(file["queue_before"]).T)
@@ -90,7 +90,7 @@ def close(found: Tensor, expected: np.ndarray, tolerance: float) -> None:
 
 def assert_states(method: MoCo, file: dict[str, np.ndarray], prefix: str, tolerance: float) -> None:
     mlp, checked = bool(file["mlp"]), 0
-    for part, network in (("encoder_q", method.online), ("encoder_k", method.twin.network)):
+    for part, network in (("encoder_q", method.online), ("encoder_k", method.key_encoder.network)):
         for key, value in network.state_dict().items():
             name = f"{prefix}{part}.{official_name(key, mlp)}"
             if name in file:
@@ -132,7 +132,7 @@ def in_two_processes(work, tmp_path: Path, *arguments: object) -> None:
 def _as_rank(work, rank: int, store: str, *arguments: object) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    with distributed.joined("cpu", f"file://{store}"):
+    with distributed.process_group("cpu", f"file://{store}"):
         work(rank, *arguments)
 
 
@@ -233,14 +233,14 @@ def test_a_queue_that_is_no_multiple_of_the_batch_wraps_around() -> None:
 
 def test_the_twin_follows_parameters_and_counts_its_own_batches() -> None:
     network = Small()
-    twin = Twin(network, 0.75)
-    start = twin.network.conv.weight.clone()
+    key_encoder = MomentumEncoder(network, 0.75)
+    start = key_encoder.network.conv.weight.clone()
     with torch.no_grad():
         network.conv.weight += 1
         network.bn.running_mean += 5
-    twin.follow(network)
-    torch.testing.assert_close(twin.network.conv.weight, start + 0.25)
-    assert twin.network.bn.running_mean.abs().max() == 0
+    key_encoder.update(network)
+    torch.testing.assert_close(key_encoder.network.conv.weight, start + 0.25)
+    assert key_encoder.network.bn.running_mean.abs().max() == 0
 
 
 def test_without_queue_the_other_keys_of_the_batch_are_the_negatives() -> None:
@@ -254,7 +254,7 @@ def test_without_queue_the_other_keys_of_the_batch_are_the_negatives() -> None:
 
 def test_momentum_zero_keys_are_the_networks_own_without_gradient() -> None:
     method, views = moco(queue=0, momentum=0.0), pair()
-    assert method.twin is None
+    assert method.key_encoder is None
     left, right = (F.normalize(method.online(view), dim=1) for view in views)
     (loss, first, own), (_, second, _) = method.contrast(views)
     torch.testing.assert_close(first, left @ right.T / 0.1)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import launch, read_json
-from vidssl.command import DONE
 from vidssl.reporting.plan import read_plan, telling, write_plan
+from vidssl.run.command import DONE
 
 ONE_STEP = ("task=pretrain", "pretrain.max_steps=1", "pretrain.batch_size=8")
 

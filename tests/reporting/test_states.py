@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vidssl import slurm
+from vidssl.ranks import slurm
 from vidssl.reporting.states import find_states
 
 
@@ -76,7 +76,7 @@ def test_nobody_is_asked_when_no_job_is_waited_for(squeue) -> None:
 @pytest.mark.parametrize("body", ["echo 7; exit 1", "exec sleep 30"])
 def test_records_are_believed_when_the_queue_cannot_be_asked(squeue, body: str, monkeypatch) -> None:
     squeue(body)
-    monkeypatch.setattr("vidssl.slurm.PATIENCE", 0.3)
+    monkeypatch.setattr("vidssl.ranks.slurm.PATIENCE", 0.3)
     assert slurm.queue() is None
     assert find_states([record("submitted", "12_0"), record("running", "8")]) == ["submitted", "running"]
 

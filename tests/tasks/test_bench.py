@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import launch, read_json
-from vidssl.command import DONE, WRONG
+from vidssl.run.command import DONE, WRONG
 
 SMALL = (
     "task=bench",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import launch, make_video, read_json, read_lines, slow
-from vidssl.command import DONE, WRONG
+from vidssl.run.command import DONE, WRONG
 
 CLASSES = ("Archery", "BabyCrawling")
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from tests.conftest import composed, launch, make_video
 from vidssl import build
 from vidssl.build import Run
-from vidssl.check import check
-from vidssl.command import DONE
 from vidssl.engine.log import Log
 from vidssl.registry import read_options
+from vidssl.run.check import check
+from vidssl.run.command import DONE
 from vidssl.tasks.extract import Extract
 
 

@@ -18,13 +18,13 @@ from tests.conftest import composed, launch, read_json
 from vidssl import build
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.clips import Batch, ClipPlan
-from vidssl.command import DONE
 from vidssl.data.sampling import frame_numbers
 from vidssl.data.spatial import CROPS
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.evaluation.classifier import Classifier, Labelled
 from vidssl.evaluation.features import per_video
 from vidssl.registry import read_options
+from vidssl.run.command import DONE
 from vidssl.tasks import TASKS, Task, classify
 from vidssl.tasks.classify import AVERAGES
 from vidssl.tasks.retrieve import Retrieve

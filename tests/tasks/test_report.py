@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import launch, read_json
-from vidssl.command import DONE
+from vidssl.run.command import DONE
 
 SMOKE = (
     "task=[pretrain,linear]",

@@ -116,9 +116,9 @@ def test_the_confusion_matrix_agrees_with_the_linear_probe(
 ) -> None:
     from omegaconf import OmegaConf
 
-    from vidssl.app import run_tasks
-    from vidssl.check import check
-    from vidssl.records import read_json as record
+    from vidssl.engine.records import read_json as record
+    from vidssl.run.app import run_tasks
+    from vidssl.run.check import check
 
     seen = {}
     monkeypatch.setattr(

@@ -53,11 +53,11 @@ class StaticMix:
         b, c, t, h, w = clip.shape
         if self.source == "noise":
             return torch.randn(b, c, h, w).to(clip)
-        video = torch.arange(b) if self.source == "clip" else others(b)
+        video = torch.arange(b) if self.source == "clip" else derangement(b)
         return clip[video.to(clip.device), :, torch.randint(t, (b,)).to(clip.device)]
 
 
-def others(count: int) -> Tensor:
+def derangement(count: int) -> Tensor:
     """A random partner for each of `count` videos, never itself unless it is alone. int64 [count]."""
     order = torch.randperm(count)
     partner = torch.empty_like(order)

@@ -59,15 +59,15 @@ def merge(clip: Tensor, background: Tensor, mask: Tensor) -> Tensor:
     return clip * mask + background * (1 - mask)
 
 
-def swap(clip: Tensor, donors: Tensor, mask: Tensor) -> Tensor:
+def swap(clip: Tensor, donor_index: Tensor, mask: Tensor) -> Tensor:
     """Paste each clip's foreground on another clip of the batch: merge(clip, clip[donors], mask).
 
     donors int64 [B], on the CPU. There, clips are pasted one by one, so that none is copied first.
     """
     if clip.device.type != "cpu" or mask.dtype is not torch.bool:
-        return merge(clip, clip[donors.to(clip.device)], mask)
+        return merge(clip, clip[donor_index.to(clip.device)], mask)
     swapped = torch.empty_like(clip, memory_format=torch.contiguous_format)
-    for own, donor, foreground, into in zip(clip, donors.tolist(), mask, swapped, strict=True):
+    for own, donor, foreground, into in zip(clip, donor_index.tolist(), mask, swapped, strict=True):
         torch.where(foreground, own, clip[donor], out=into)
     return swapped
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.augment.blur import blur_matrix, gaussian, kernel_size
-from vidssl.registry import Positive, Registry, Share
+from vidssl.registry import PositiveFloat, Registry, UnitInterval
 
 AUGMENTS = Registry("augmentation", "vidssl.augment")
 
@@ -76,18 +76,18 @@ class Photometric(Jittered):
     def __init__(
         self,
         *,
-        gray: Share,
-        jitter: Share,
+        gray: UnitInterval,
+        jitter: UnitInterval,
         brightness: tuple[float, float],
         contrast: tuple[float, float],
         saturation: tuple[float, float],
         hue: tuple[float, float],
         flavor: Literal["jiggle", "jitter"],
-        blur: Share,
-        blur_sigma: tuple[Positive, Positive],
+        blur: UnitInterval,
+        blur_sigma: tuple[PositiveFloat, PositiveFloat],
         blur_draw: Literal["per_clip", "per_run"],
         mean: tuple[float, float, float],
-        std: tuple[Positive, Positive, Positive],
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
     ):
         super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
         self.gray, self.blur, self.blur_sigma, self.flavor = gray, blur, blur_sigma, flavor
@@ -147,14 +147,14 @@ class OneOfFour(Jittered):
     def __init__(
         self,
         *,
-        jitter: Share,
+        jitter: UnitInterval,
         brightness: tuple[float, float],
         contrast: tuple[float, float],
         saturation: tuple[float, float],
         hue: tuple[float, float],
         flavor: Literal["jiggle", "jitter"],
         mean: tuple[float, float, float],
-        std: tuple[Positive, Positive, Positive],
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
     ):
         super().__init__(jitter, (brightness, contrast, saturation, hue), flavor, mean, std)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import BACKBONES, Size3, split_conv, split_width
-from vidssl.registry import Count
+from vidssl.registry import PositiveInt
 
 
 @BACKBONES.register("tiny")
@@ -17,7 +17,7 @@ class Tiny(nn.Module):
 
     strides = (4, 8)
 
-    def __init__(self, *, width: Count):
+    def __init__(self, *, width: PositiveInt):
         super().__init__()
         widths = (3, width, 2 * width, 4 * width, 8 * width)
         strides: tuple[Size3, ...] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 1, 1))

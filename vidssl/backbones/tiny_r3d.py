@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import BACKBONES, Size3
-from vidssl.registry import Count
+from vidssl.registry import PositiveInt
 
 
 class Block(nn.Module):
@@ -40,7 +40,7 @@ class TinyR3D(nn.Module):
 
     strides = (4, 8)
 
-    def __init__(self, *, width: Count):
+    def __init__(self, *, width: PositiveInt):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv3d(3, width, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False),

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from vidssl import distributed
 from vidssl.bench.timing import interleaved, on_device
+from vidssl.engine import distributed
 
 CPU = torch.device("cpu")
 

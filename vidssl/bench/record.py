@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vidssl.bench.timing import Row
-from vidssl.records import git, read_json, versions, write_json
+from vidssl.engine.records import git, read_json, versions, write_json
 
 SCHEMA = 1  # of bench.json; a new number where a key changes its meaning or goes
 WIDE = 0.1  # spread above which a row should be measured again

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidssl import build, distributed
+from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.bench import record
 from vidssl.bench.apart import against
@@ -28,11 +28,12 @@ from vidssl.bench.released import Contrast, MoCoStep, follow
 from vidssl.bench.timing import Row, compared, on_device, one_thread
 from vidssl.build import Augmentation, Run, TrainOptions
 from vidssl.clips import Batch
+from vidssl.engine import distributed
 from vidssl.engine.device import HALF, ToDevice
 from vidssl.engine.log import Log
-from vidssl.engine.trainer import Trainer
+from vidssl.engine.loop import Trainer
 from vidssl.learner import Learner
-from vidssl.methods.contrast import METHODS, ContrastOptions, Embedder, Queue, Twin, contrast_loss, projector
+from vidssl.methods.contrast import METHODS, ContrastOptions, Embedder, MomentumEncoder, Queue, contrast_loss, projector
 from vidssl.registry import ConfigError
 
 # How many times as fast as the released form each should be at least
@@ -116,17 +117,17 @@ def half_if_it_pays(run: Run) -> dict[str, Any]:
 
 def verdict(loader: float, workers: int, step: float, cached: float | None) -> str:
     """Whether training waits for data. loader, step: clips a second; cached: how many times as fast copies are read."""
-    told = f"the loader gives {loader:.0f} clips/s with {some(workers)}, a step takes {step:.3g}"
+    told = f"the loader gives {loader:.0f} clips/s with {pluralize(workers)}, a step takes {step:.3g}"
     if loader >= step:
-        return f"compute-bound: {told}; {some(math.ceil(workers * step / loader))} would do"
+        return f"compute-bound: {told}; {pluralize(math.ceil(workers * step / loader))} would do"
     needed = workers * step / loader
     copies = ""
     if cached is not None:
-        copies = f"; with data.cache=mjpeg, read {cached:.1f} times as fast, {some(math.ceil(needed / cached))}"
-    return f"data-bound: {told}; it needs {some(math.ceil(needed))}, each with a core, for each GPU{copies}"
+        copies = f"; with data.cache=mjpeg, read {cached:.1f} times as fast, {pluralize(math.ceil(needed / cached))}"
+    return f"data-bound: {told}; it needs {pluralize(math.ceil(needed))}, each with a core, for each GPU{copies}"
 
 
-def some(workers: int) -> str:
+def pluralize(workers: int) -> str:
     return f"{workers} worker{'' if workers == 1 else 's'}"
 
 
@@ -279,14 +280,14 @@ def name_stages(watch: Stopwatch, trainer: Trainer) -> None:
     watch.watch(learner, "views", "views")  # such as masks, and mixing
     watch.watch(learner.augment, "forward", "color")
     watch.watch(learner, "forward", "loss")  # heads, contrast, and what else is none of the following
-    slow = [module for module in learner.modules() if isinstance(module, Twin)]
-    inside = {id(module) for twin in slow for module in twin.modules()}
+    slow = [module for module in learner.modules() if isinstance(module, MomentumEncoder)]
+    inside = {id(module) for key_encoder in slow for module in key_encoder.modules()}
     for module in learner.modules():
         if type(module) is type(learner.backbone):
             watch.watch(module, "forward", "keys" if id(module) in inside else "queries")
         if isinstance(module, Queue):
             watch.watch(module, "push", "queue")
-        if isinstance(module, Twin):
+        if isinstance(module, MomentumEncoder):
             watch.watch(module, "follow", "ema")
 
 
@@ -351,13 +352,13 @@ def often(work: Callable[[], object]) -> Callable[[], None]:
 
 def following(setting: Setting) -> Callable[[], None]:
     network = embedder(setting).to(setting.device)
-    twin = Twin(network, RELEASED.momentum)
-    return often(lambda: twin.follow(network))
+    key_encoder = MomentumEncoder(network, RELEASED.momentum)
+    return often(lambda: key_encoder.follow(network))
 
 
 def following_as_released(setting: Setting) -> Callable[[], None]:
     network = embedder(setting).to(setting.device)
-    slow = Twin(network, RELEASED.momentum).network
+    slow = MomentumEncoder(network, RELEASED.momentum).network
     return often(lambda: follow(slow, network, RELEASED.momentum))
 
 

@@ -15,25 +15,25 @@ from typing import Annotated, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from vidssl import distributed
 from vidssl.clips import Batch
 from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.video import VideoError
-from vidssl.registry import Count, Share, Whole, Within
+from vidssl.engine import distributed
+from vidssl.registry import NonNegativeInt, PositiveInt, UnitInterval, Within
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """How videos are read, whatever data set they come from."""
 
-    workers: Whole  # processes that decode, a rank
-    prefetch: Count  # batches that each worker keeps ready
+    workers: NonNegativeInt  # processes that decode, a rank
+    prefetch: PositiveInt  # batches that each worker keeps ready
     rotate: bool  # turn pictures as the file asks a player to do
     short_video: Literal["skip", "loop"]  # in training; evaluation repeats short videos, so that all count
     drop: list[Literal["damaged", "variable_rate", "rotated"]]  # kinds of videos to leave out everywhere
-    most_damaged: Share  # of the videos may turn out damaged before a run stops
+    most_damaged: UnitInterval  # of the videos may turn out damaged before a run stops
     index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
-    processes: Whole  # that scan, render or make copies; 0: one for each processor
+    processes: NonNegativeInt  # that scan, render or make copies; 0: one for each processor
     cache: Literal["mjpeg", "raw", "fastdecode"] | None  # read small copies in place of the videos
     cache_short: Annotated[int, Within("[16, inf)")]  # length of the copies' short side
     cache_folder: str | None  # where they are kept; null: beside the index

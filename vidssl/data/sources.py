@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vidssl.data.manifest import Listing, Video
-from vidssl.registry import ConfigError, Registry, Share, Within
+from vidssl.registry import ConfigError, Registry, UnitInterval, Within
 
 SOURCES = Registry("dataset", "vidssl.data")
 
@@ -98,7 +98,7 @@ def kinetics400(split: str, *, root: str, annotations: str | None) -> Listing:
 
 
 @SOURCES.register("folder")
-def folder(split: str, *, root: str, test_share: Share) -> Listing:
+def folder(split: str, *, root: str, test_share: UnitInterval) -> Listing:
     """Any videos. Subfolders train and test (or val) are the splits; folders within are classes.
 
     Without them all is train but for a `test_share` of the videos, chosen by their names. Videos that lie in no folder

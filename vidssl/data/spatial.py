@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.registry import Count, NotNegative, Positive, Registry, Share
+from vidssl.registry import NonNegativeFloat, PositiveFloat, PositiveInt, Registry, UnitInterval
 
 CROPS = Registry("crop", "vidssl.data.spatial")
 
@@ -49,7 +49,14 @@ class RandomResized:
     papers' plain bilinear one.
     """
 
-    def __init__(self, *, area: tuple[Positive, Share], ratio: tuple[Positive, Positive], flip: Share, antialias: bool):
+    def __init__(
+        self,
+        *,
+        area: tuple[PositiveFloat, UnitInterval],
+        ratio: tuple[PositiveFloat, PositiveFloat],
+        flip: UnitInterval,
+        antialias: bool,
+    ):
         self.area, self.ratio, self.flip, self.antialias = area, ratio, flip, antialias
 
     def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box:
@@ -78,7 +85,9 @@ class RandomRotated:
     pixels. Its box tells where it lies in the turned frame, not the turn.
     """
 
-    def __init__(self, *, degrees: NotNegative, resize_short: Literal["auto", "native"] | Count, antialias: bool):
+    def __init__(
+        self, *, degrees: NonNegativeFloat, resize_short: Literal["auto", "native"] | PositiveInt, antialias: bool
+    ):
         self.degrees, self.resize_short, self.antialias = degrees, resize_short, antialias
 
     def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> TurnedBox:
@@ -140,7 +149,7 @@ class Center:
     native takes the square from the frame as it is stored, as FAME's release does.
     """
 
-    def __init__(self, *, resize_short: Literal["auto", "native"] | Count, antialias: bool):
+    def __init__(self, *, resize_short: Literal["auto", "native"] | PositiveInt, antialias: bool):
         self.resize_short, self.antialias = resize_short, antialias
 
     def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box:
@@ -158,7 +167,7 @@ class CenterSquare:
     side: no longer than the frame's short side, where it is cut to that; the release does not look.
     """
 
-    def __init__(self, *, side: Count, antialias: bool):
+    def __init__(self, *, side: PositiveInt, antialias: bool):
         self.side, self.antialias = side, antialias
 
     def box(self, height: int, width: int, size: int, generator: np.random.Generator) -> Box:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.clips import Batch
-from vidssl.distributed import keep_freed_memory
+from vidssl.engine.distributed import keep_freed_memory
 from vidssl.registry import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 import torch
 from torch import nn
 
-from vidssl.registry import NotNegative, Positive, Registry, Share, Within
+from vidssl.registry import NonNegativeFloat, PositiveFloat, Registry, UnitInterval, Within
 
 OPTIMIZERS = Registry("optimizer", "vidssl.engine.optim")
 SCHEDULES = Registry("schedule", "vidssl.engine.optim")
@@ -18,7 +18,7 @@ BelowOne = Annotated[float, Within("[0, 1)")]
 
 
 @OPTIMIZERS.register("sgd")
-def sgd(parameters: Iterable[nn.Parameter], *, lr: Positive, momentum: BelowOne, weight_decay: NotNegative):
+def sgd(parameters: Iterable[nn.Parameter], *, lr: PositiveFloat, momentum: BelowOne, weight_decay: NonNegativeFloat):
     """Weight decay acts on all parameters, batch norm and biases included, as in the papers' releases."""
     parameters = list(parameters)
     fused = _on_gpu(parameters)
@@ -27,7 +27,11 @@ def sgd(parameters: Iterable[nn.Parameter], *, lr: Positive, momentum: BelowOne,
 
 @OPTIMIZERS.register("adamw")
 def adamw(
-    parameters: Iterable[nn.Parameter], *, lr: Positive, betas: tuple[BelowOne, BelowOne], weight_decay: NotNegative
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: PositiveFloat,
+    betas: tuple[BelowOne, BelowOne],
+    weight_decay: NonNegativeFloat,
 ):
     parameters = list(parameters)
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=_on_gpu(parameters))
@@ -50,7 +54,7 @@ class Warmup:
     every: the rate changes once an epoch, as in the papers' releases, or at every step.
     """
 
-    def __init__(self, *, warmup_epochs: NotNegative, warmup_from: Share, every: Literal["epoch", "step"]):
+    def __init__(self, *, warmup_epochs: NonNegativeFloat, warmup_from: UnitInterval, every: Literal["epoch", "step"]):
         self.warmup_epochs, self.warmup_from, self.every = warmup_epochs, warmup_from, every
 
     def factor(self, epoch: float, epochs: float) -> float:
@@ -85,10 +89,10 @@ class Steps(Warmup):
     def __init__(
         self,
         *,
-        milestones: list[NotNegative],
-        decay: Share,
-        warmup_epochs: NotNegative,
-        warmup_from: Share,
+        milestones: list[NonNegativeFloat],
+        decay: UnitInterval,
+        warmup_epochs: NonNegativeFloat,
+        warmup_from: UnitInterval,
         every: Literal["epoch", "step"],
     ):
         super().__init__(warmup_epochs=warmup_epochs, warmup_from=warmup_from, every=every)

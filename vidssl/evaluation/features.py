@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from vidssl import distributed
 from vidssl.clips import Batch
+from vidssl.engine import distributed
 
 
 @torch.no_grad()

@@ -16,23 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidssl import distributed
-from vidssl.augment.background import StaticMix, others
+from vidssl.augment.background import StaticMix, derangement
 from vidssl.clips import Batch, ClipPlan, View
+from vidssl.engine import distributed
 from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import (
     METHODS,
     Embedder,
     KeyOptions,
+    MomentumEncoder,
     Queue,
-    Twin,
     across_ranks,
     contrast_logits,
     embed,
     projector,
     unit,
 )
-from vidssl.registry import ConfigError, Count, Positive, Share
+from vidssl.registry import ConfigError, PositiveFloat, PositiveInt, UnitInterval
 
 Augment = Callable[[Tensor], Tensor]
 Scope = Literal["batch", "sample"]
@@ -50,7 +50,7 @@ class BEContrast(KeyOptions):
 class Noise:
     """Noise contrastive estimation in place of the softmax."""
 
-    videos: Count  # n of the estimate: size of the data set; the release counts batches
+    videos: PositiveInt  # n of the estimate: size of the data set; the release counts batches
     legacy_z: bool  # Z is cut to a whole number, as released
 
 
@@ -59,7 +59,7 @@ class Consistency:
     """A squared distance between the features of the distracting clip and of the clip as it is."""
 
     type: Literal["none", "mse", "tcr"]  # tcr: frame by frame of the map
-    weight: Positive
+    weight: PositiveFloat
     of: Literal["conv_pooled", "embed"]
     reverse_time: bool  # the distracting clip runs backwards, its features are compared in turned order
     stop_grad_target: bool  # true: the target is the twin's; false: the network's own, with gradient
@@ -116,11 +116,11 @@ class BE(Learner):
         backbone: nn.Module,
         augment: Augment,
         *,
-        gamma: Share,
+        gamma: UnitInterval,
         lambda_scope: Scope,
         frame_source: Source,
         view: Mixed,
-        p: Share,
+        p: UnitInterval,
         extra_negative: Literal["none", "intra", "inter"],
         detach_negative: bool,
         placement: Placement,
@@ -136,7 +136,7 @@ class BE(Learner):
         self.extra_negative, self.detach_negative = extra_negative, detach_negative
         self.consistency, self.options = consistency, contrast
         self.online = Embedder(backbone, projector(backbone.out_channels, contrast))
-        self.twin = Twin(self.online, contrast.momentum)
+        self.key_encoder = MomentumEncoder(self.online, contrast.momentum)
         self.queue = uniform_queue(contrast.dim, contrast.queue) if contrast.queue > 0 else None
         self.nce = NoiseContrast(nce) if nce else None
 
@@ -155,8 +155,8 @@ class BE(Learner):
     def train(self, mode: bool = True) -> BE:
         """The twin stays in evaluation mode, but for its batch norms."""
         super().train(mode)
-        self.twin.eval()
-        for module in self.twin.modules():
+        self.key_encoder.eval()
+        for module in self.key_encoder.modules():
             if isinstance(module, _BatchNorm):
                 module.train(mode and self.options.key_bn == "train")
         return self
@@ -165,7 +165,7 @@ class BE(Learner):
     def views(self, batch: Batch) -> Trio:
         views = trio(batch, self.augment, self.distract, self.view)
         if self.extra_negative == "inter":
-            partner = others(len(batch.clips)).to(batch.clips.device)
+            partner = derangement(len(batch.clips)).to(batch.clips.device)
             views = views._replace(negative=views.negative[partner])
         return views
 
@@ -175,7 +175,7 @@ class BE(Learner):
         return mixed.flip(2) if self.consistency.reverse_time else mixed
 
     def forward(self, views: Trio) -> StepOutput:
-        self.follow()
+        self.update()
         query = features(self.online, views.anchor)  # the order of the passes shows in batch norm's running statistics
         keys = self.keys(views.positive)
         consistency = self.inconsistency(query, keys, views)
@@ -191,18 +191,18 @@ class BE(Learner):
         return StepOutput(loss, scalars)
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update(self) -> None:
         """Before the keys, which is the release's after the step of the optimizer: the twin starts as a copy."""
-        self.twin.follow(self.online)
+        self.key_encoder.update(self.online)
         if self.options.key_bn == "eval":
-            for own, buffer in zip(self.twin.network.buffers(), self.online.buffers(), strict=True):
+            for own, buffer in zip(self.key_encoder.network.buffers(), self.online.buffers(), strict=True):
                 own.copy_(buffer)
 
     @torch.no_grad()
     def keys(self, clip: Tensor) -> Features:
         """Of all ranks, [B * ranks, ...]."""
         return Features(
-            *across_ranks(lambda part: features(self.twin.network, part), clip, shuffle=self.options.shuffle_bn)
+            *across_ranks(lambda part: features(self.key_encoder.network, part), clip, shuffle=self.options.shuffle_bn)
         )
 
     def negative(self, clip: Tensor | None) -> Tensor | None:
@@ -223,7 +223,7 @@ class BE(Learner):
         if self.consistency.type == "none":
             return None
         if self.consistency.stop_grad_target:
-            target = Features(*(distributed.own_rows(part) for part in keys))
+            target = Features(*(distributed.local_rows(part) for part in keys))
         else:
             target = features(self.online, views.positive)
         if self.consistency.type == "tcr":
@@ -309,14 +309,14 @@ class BETriplet(Learner):
         backbone: nn.Module,
         augment: Augment,
         *,
-        gamma: Share,
+        gamma: UnitInterval,
         lambda_scope: Scope,
         frame_source: Source,
         view: Mixed,
-        p: Share,
+        p: UnitInterval,
         placement: Placement,
-        dim: Count,
-        margin: Positive,
+        dim: PositiveInt,
+        margin: PositiveFloat,
     ):
         super().__init__()
         self.augment, self.view, self.margin = augment, view, margin

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.augment.background import StaticMix
-from vidssl.augment.turns import TURNS, turned
+from vidssl.augment.rotations import TURNS, turned
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, NotNegative, Positive, Share
+from vidssl.registry import ConfigError, NonNegativeFloat, PositiveFloat, UnitInterval
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Consistency:
     """A squared distance between the features of the distracting clip and of the clip as it is."""
 
     type: Literal["none", "mse", "tcr"]  # mse: of the map's mean; tcr: of its mean over space, frame by frame
-    weight: Positive  # beta
+    weight: PositiveFloat  # beta
     stop_grad_target: bool  # no gradient through the clip as it is
 
 
@@ -51,13 +51,13 @@ class BEPretext(Learner):
         backbone: nn.Module,
         augment: Callable[[Tensor], Tensor],
         *,
-        gamma: Share,
+        gamma: UnitInterval,
         lambda_scope: Literal["batch", "sample"],
         frame_source: Literal["clip", "other_video", "noise"],
-        p: Share,
+        p: UnitInterval,
         turns: Literal["rotation4", "flip8", "temporal16", "temporal16_released"],
-        clip_weight: NotNegative,
-        distracting_weight: NotNegative,
+        clip_weight: NonNegativeFloat,
+        distracting_weight: NonNegativeFloat,
         consistency: Consistency,
     ):
         super().__init__()

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl import distributed
-from vidssl.registry import Count, Positive, Registry, Whole, Within
+from vidssl.engine import distributed
+from vidssl.registry import NonNegativeInt, PositiveFloat, PositiveInt, Registry, Within
 
 METHODS = Registry("method", "vidssl.methods")
 
@@ -24,13 +24,13 @@ METHODS = Registry("method", "vidssl.methods")
 class KeyOptions:
     """Of methods whose keys come from a slow twin and wait in a queue."""
 
-    dim: Count  # of an embedding
+    dim: PositiveInt  # of an embedding
     head: Literal["linear", "mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
-    hidden: Count | None  # width of the head's inner layer; null: the backbone's
-    head_std: Positive | None  # initial spread of the head's last layer, its bias 0; null: PyTorch's own
-    queue: Whole  # number of keys of past batches that serve as negatives; 0: the batch's other keys
+    hidden: PositiveInt | None  # width of the head's inner layer; null: the backbone's
+    head_std: PositiveFloat | None  # initial spread of the head's last layer, its bias 0; null: PyTorch's own
+    queue: NonNegativeInt  # number of keys of past batches that serve as negatives; 0: the batch's other keys
     momentum: Annotated[float, Within("[0, 1]")]  # of the twin; 0: keys are the network's own, without gradient
-    temperature: Positive
+    temperature: PositiveFloat
     shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
 
 
@@ -84,7 +84,7 @@ def unit(embedding: Tensor) -> Tensor:
     return F.normalize(embedding.float(), dim=-1)
 
 
-class Twin(nn.Module):
+class MomentumEncoder(nn.Module):
     """A copy of a network that follows it slowly and makes the keys."""
 
     def __init__(self, network: nn.Module, momentum: float):
@@ -94,7 +94,7 @@ class Twin(nn.Module):
         self.pair: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None  # whom it follows; parameters of both
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         """twin <- momentum * twin + (1 - momentum) * network, parameters only; its batch norm counts on its own."""
         if self.pair is None or self.pair[0] is not network:  # finding them takes a tenth of what follows
             self.pair = network, list(self.network.parameters()), list(network.parameters())
@@ -106,7 +106,9 @@ class Twin(nn.Module):
 
         shuffle: batch norm sees a random mix of the ranks' clips, so that no statistics tell a pair's two ends.
         """
-        return across_ranks(lambda part: (embed(self.network, part),), distributed.as_seen(clip), shuffle=shuffle)[0]
+        return across_ranks(
+            lambda part: (embed(self.network, part),), distributed.to_autocast_dtype(clip), shuffle=shuffle
+        )[0]
 
 
 @torch.no_grad()
@@ -155,7 +157,7 @@ def contrast_logits(query: Tensor, keys: Tensor, queue: Queue | None, temperatur
     """
     if queue is None:
         return batch_logits(query, keys, temperature)
-    logits = queue_logits(query, distributed.own_rows(keys), queue, temperature)
+    logits = queue_logits(query, distributed.local_rows(keys), queue, temperature)
     return logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 
@@ -169,7 +171,7 @@ def contrast_loss(
     if queue is None:
         logits, own = batch_logits(query, keys, temperature)
         return F.cross_entropy(logits, own), logits.detach(), own
-    loss, logits = QueueLoss.apply(query, distributed.own_rows(keys), queue.keys, temperature)
+    loss, logits = QueueLoss.apply(query, distributed.local_rows(keys), queue.keys, temperature)
     return loss, logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 

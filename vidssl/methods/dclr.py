@@ -10,12 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl import distributed
 from vidssl.augment.motion import frame_difference, still_frame
 from vidssl.clips import Batch, ClipPlan, View
+from vidssl.engine import distributed
 from vidssl.learner import Learner, StepOutput
-from vidssl.methods.contrast import METHODS, Queue, Twin, across_ranks, head_layers, multi_positive_nce, spread, unit
-from vidssl.registry import ConfigError, Count, NotNegative, Positive, Whole, Within
+from vidssl.methods.contrast import (
+    METHODS,
+    MomentumEncoder,
+    Queue,
+    across_ranks,
+    head_layers,
+    multi_positive_nce,
+    spread,
+    unit,
+)
+from vidssl.registry import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Within
 
 # Embeddings of a window: three views of its video stream, its two other streams, and the last two once more, as the
 # twin saw them before it followed; positives are searched with these
@@ -26,15 +35,15 @@ PARTNERS = (VIDEO, STATIC, MOTION, VIDEO_STATIC, VIDEO_MOTION)  # the key that e
 
 @dataclass(frozen=True)
 class DecoupledContrastOptions:
-    dim: Count  # of an embedding
+    dim: PositiveInt  # of an embedding
     head: Literal["mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
-    hidden: Count | None  # width of a head's inner layer; null: the backbone's
-    head_std: Positive | None  # initial spread of a head's layers, their bias 0; null: PyTorch's own
-    queue: Count  # number of past clips whose keys serve as negatives and mined positives
-    topk: Whole  # positives mined from the queue for each query
-    fill_steps: Whole  # batches at the start that only fill the queue
+    hidden: PositiveInt | None  # width of a head's inner layer; null: the backbone's
+    head_std: PositiveFloat | None  # initial spread of a head's layers, their bias 0; null: PyTorch's own
+    queue: PositiveInt  # number of past clips whose keys serve as negatives and mined positives
+    topk: NonNegativeInt  # positives mined from the queue for each query
+    fill_steps: NonNegativeInt  # batches at the start that only fill the queue
     momentum: Annotated[float, Within("[0, 1]")]  # of the twin
-    temperature: Positive
+    temperature: PositiveFloat
     shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
 
 
@@ -148,7 +157,7 @@ class DCLR(Learner):
         dynamic_positive: Literal["other", "same"],
         static_as_negative: bool,
         align: Literal["constant", "off", "grad"],
-        align_weight: NotNegative,
+        align_weight: NonNegativeFloat,
     ):
         super().__init__()
         if contrast.queue <= contrast.topk:
@@ -167,7 +176,7 @@ class DCLR(Learner):
         stills = () if static_registered else (View(0, "still"), View(1, "still"))
         self.plan = ClipPlan(windows=2, views=(View(0), View(1), *stills))
         self.online = Decoupler(backbone, contrast, first_difference)
-        self.twin = Twin(self.online, contrast.momentum)
+        self.key_encoder = MomentumEncoder(self.online, contrast.momentum)
         self.queue = Queue(contrast.dim, contrast.queue, kinds=7)
         partners = [SEARCH_MOTION if p == MOTION and dynamic_positive == "same" else p for p in PARTNERS]
         self.register_buffer("partners", torch.tensor(partners), persistent=False)
@@ -212,9 +221,9 @@ class DCLR(Learner):
         left = self.attend(views.left, views.left_still)
         right = self.attend(views.right, views.right_still)
         queries, video_map = self.online(views.left, views.left_still, left.static, left.motion)
-        self.twin.follow(self.online)
+        self.key_encoder.update(self.online)
         keys = self.keys(views.right, views.right_still, right)
-        logits = self.logits(queries, distributed.own_rows(keys), left.search)
+        logits = self.logits(queries, distributed.local_rows(keys), left.search)
         losses = multi_positive_nce(logits, self.positives(left.search))
         self.queue.push(keys)
         video, video_static, video_motion, static, motion = losses.detach()
@@ -232,7 +241,7 @@ class DCLR(Learner):
     @torch.no_grad()
     def attend(self, video: Tensor, still: Tensor) -> Attention:
         """By the twin before it follows, on this rank's own clips."""
-        return self.twin.network.attend(video, still)
+        return self.key_encoder.network.attend(video, still)
 
     @torch.no_grad()
     def keys(self, video: Tensor, still: Tensor, attention: Attention) -> Tensor:
@@ -250,7 +259,7 @@ class DCLR(Learner):
         return torch.cat([keys, distributed.gather(attention.search)], dim=1)
 
     def _embed(self, *inputs: Tensor) -> tuple[Tensor]:
-        return self.twin.network(*inputs)[:1]
+        return self.key_encoder.network(*inputs)[:1]
 
     def logits(self, queries: Tensor, keys: Tensor, search: Tensor) -> Tensor:
         """[B, 5, 1 + K] of the five heads: the partner in column 0, then the queue.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from vidssl.augment.background import others
+from vidssl.augment.background import derangement
 from vidssl.augment.foreground import foreground_mask, merge, swap
 from vidssl.clips import Batch
 from vidssl.methods.contrast import METHODS, ContrastOptions
@@ -49,19 +49,19 @@ class FAME(MoCo):
     def swap_background(self, clip: Tensor, other: Tensor) -> Tensor:
         """clip and other [B, 3, T, S, S], two clips of the same videos; float32 in [0, 1]."""
         if self.background == "inter":
-            donors = self.donors(len(clip))
-            return swap(clip, donors, self.foreground(clip))
+            donor_index = self.donor_index(len(clip))
+            return swap(clip, donor_index, self.foreground(clip))
         return merge(clip, other, self.foreground(clip))
 
     def foreground(self, clip: Tensor) -> Tensor:
         return foreground_mask(clip, beta=self.beta, kind=self.mask, hue=self.hue)
 
-    def donors(self, count: int) -> Tensor:
+    def donor_index(self, count: int) -> Tensor:
         """For each clip of this rank's batch, the clip whose background it gets. int64 [B].
 
         The release's random order has fixed points, clips that stay as they are; without allow_self it has none.
         """
-        return torch.randperm(count) if self.allow_self else others(count)
+        return torch.randperm(count) if self.allow_self else derangement(count)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

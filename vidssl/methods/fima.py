@@ -12,27 +12,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl import distributed
 from vidssl.augment.motion import First, motion_clip
 from vidssl.clips import Batch, ClipPlan, View
+from vidssl.engine import distributed
 from vidssl.learner import Learner, StepOutput
-from vidssl.methods.contrast import METHODS, Embedder, Queue, Twin, across_ranks, contrast_loss, head_layers, unit
-from vidssl.registry import ConfigError, Count, NotNegative, Positive, Whole, Within
+from vidssl.methods.contrast import (
+    METHODS,
+    Embedder,
+    MomentumEncoder,
+    Queue,
+    across_ranks,
+    contrast_loss,
+    head_layers,
+    unit,
+)
+from vidssl.registry import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Within
 
 LOCAL = ("head", "tail")  # the clips of a window behind the map's time steps, in their order
 
 
 @dataclass(frozen=True)
 class FIMAContrast:
-    dim: Count  # of an embedding
+    dim: PositiveInt  # of an embedding
     head: Literal["mlp", "mlp_bn"]  # mlp_bn: batch norm behind both layers, the last without scale
-    hidden: Count  # width of the head's inner layer
-    queue: Whole  # number of appearance keys of past batches that serve as negatives; 0: the batch's other keys
-    motion_queue: Whole  # motion keys of past batches, for the local loss; 0: none
-    dense_queue: Whole  # motion keys of single cells, for the dense loss; 0: none
+    hidden: PositiveInt  # width of the head's inner layer
+    queue: (
+        NonNegativeInt  # number of appearance keys of past batches that serve as negatives; 0: the batch's other keys
+    )
+    motion_queue: NonNegativeInt  # motion keys of past batches, for the local loss; 0: none
+    dense_queue: NonNegativeInt  # motion keys of single cells, for the dense loss; 0: none
     momentum: Annotated[float, Within("[0, 1]")]  # of the twin; 0: keys are made with the network's own weights
-    temperature: Positive
-    dense_temperature: Positive
+    temperature: PositiveFloat
+    dense_temperature: PositiveFloat
     shuffle_bn: bool  # keys are computed on a batch shuffled over the ranks
     enqueue: Literal["after_both", "after_each_pass"]  # the second: a clip's own key is among its negatives
     gather_negatives: bool  # local and dense negatives from the batches of all ranks
@@ -40,10 +51,10 @@ class FIMAContrast:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    layers: Count
-    width: Count
-    heads: Count
-    hidden: Count  # width between the two linear layers behind the attention
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    hidden: PositiveInt  # width between the two linear layers behind the attention
     dropout: Annotated[float, Within("[0, 1)")]
 
 
@@ -89,9 +100,9 @@ class FIMA(Learner):
         motion_color: Literal["augment", "none"],
         foreground: Literal["both", "rgb", "motion"],
         foreground_quantile: Annotated[float, Within("[0, 1)")],
-        radius: Positive,
-        local_weight: NotNegative,
-        dense_weight: NotNegative,
+        radius: PositiveFloat,
+        local_weight: NonNegativeFloat,
+        dense_weight: NonNegativeFloat,
         decoder: DecoderOptions,
         contrast: FIMAContrast,
     ):
@@ -112,7 +123,7 @@ class FIMA(Learner):
         width = backbone.out_channels
         layers = head_layers(contrast.head, width, contrast.hidden, contrast.dim)
         self.online = Embedder(backbone, Projector(*layers))  # called part by part
-        self.twin = Twin(self.online, contrast.momentum)
+        self.key_encoder = MomentumEncoder(self.online, contrast.momentum)
         self.into, self.out_of = nn.Linear(width, decoder.width), nn.Linear(decoder.width, width)
         self.decoder = Decoder(decoder)
         self.queue = Queue(contrast.dim, contrast.queue) if contrast.queue else None
@@ -170,7 +181,7 @@ class FIMA(Learner):
         return {"clip": clip, "motion": motion_clip(clip, self.first_difference)}
 
     def forward(self, views: FIMAViews) -> StepOutput:
-        self.twin.follow(self.online)
+        self.key_encoder.update(self.online)
         left = self.keys(views.left, views.left_motion, (views.left_head, views.left_tail))
         right = self.keys(views.right, views.right_motion, (views.right_head, views.right_tail))
         maps = torch.stack([self.backbone(views.left), self.backbone(views.right)])  # [2, B, C, t, h, w]
@@ -201,7 +212,7 @@ class FIMA(Learner):
         steps = [self.encode(clip)[0] for clip in local]
         chosen = {"both": appearance + movement, "rgb": appearance, "motion": movement}[self.foreground]
         cells = cells.unflatten(1, (len(LOCAL), -1))
-        return Keys(key[:, 0], cells, torch.cat(steps, dim=1), distributed.own_rows(chosen))
+        return Keys(key[:, 0], cells, torch.cat(steps, dim=1), distributed.local_rows(chosen))
 
     def encode(self, clip: Tensor, *, dense: bool = False) -> tuple[Tensor, Tensor]:
         """Keys of all ranks, unit float32 [N, 1, D], or [N, t h w, D] where dense, and activations [N, h w].
@@ -210,9 +221,9 @@ class FIMA(Learner):
         """
 
         def compute(clip: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.twin.network.backbone(clip)
+            features = self.key_encoder.network.backbone(clip)
             tokens = cells_of(features) if dense else pooled(features)
-            return unit(self.twin.network.head(tokens)), features.float().mean(dim=(1, 2)).flatten(1)
+            return unit(self.key_encoder.network.head(tokens)), features.float().mean(dim=(1, 2)).flatten(1)
 
         return across_ranks(compute, clip, shuffle=self.options.shuffle_bn)
 
@@ -289,7 +300,7 @@ class FIMA(Learner):
         back; keys of all ranks [N, t, P, D]."""
         losses = []
         for predicted, places, pairs, keys in zip(query, cells, near, (right, left), strict=True):
-            own = distributed.own_rows(keys)
+            own = distributed.local_rows(keys)
             negatives = torch.cat(
                 [(keys if self.options.gather_negatives else own).flatten(0, 2), self.dense_queue.keys]
             )

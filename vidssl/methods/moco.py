@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vidssl import distributed
 from vidssl.clips import Batch, ClipPlan, View
+from vidssl.engine import distributed
 from vidssl.learner import Learner, StepOutput
 from vidssl.methods.contrast import (
     METHODS,
     ContrastOptions,
     Embedder,
+    MomentumEncoder,
     Queue,
-    Twin,
     contrast_loss,
     embed,
     projector,
@@ -43,7 +43,7 @@ class MoCo(Learner):
         super().__init__()
         self.augment, self.options = augment, contrast
         self.online = Embedder(backbone, projector(backbone.out_channels, contrast))
-        self.twin = Twin(self.online, contrast.momentum) if contrast.momentum > 0 else None
+        self.key_encoder = MomentumEncoder(self.online, contrast.momentum) if contrast.momentum > 0 else None
         self.queue = Queue(contrast.dim, contrast.queue) if contrast.queue > 0 else None
 
     @property
@@ -66,8 +66,8 @@ class MoCo(Learner):
 
     def contrast(self, views: Pair) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Loss [], logits [B, 1 + K] (or [B, B * ranks] without a queue) and targets [B], of one or two passes."""
-        if self.twin is not None:
-            self.twin.follow(self.online)
+        if self.key_encoder is not None:
+            self.key_encoder.update(self.online)
         passes = [(views.left, views.right), (views.right, views.left)][: 1 + self.options.symmetric]
         queries = [embed(self.online, query) for query, _ in passes]
         results, pushed = [], []
@@ -85,8 +85,8 @@ class MoCo(Learner):
 
     def keys(self, clip: Tensor, queries: list[Tensor], turn: int) -> Tensor:
         """Unit keys of all ranks, [B * ranks, D], without gradient."""
-        if self.twin is not None:
-            return self.twin(clip, shuffle=self.options.shuffle_bn)
+        if self.key_encoder is not None:
+            return self.key_encoder(clip, shuffle=self.options.shuffle_bn)
         if len(queries) == 2:  # no twin: the other pass has embedded this clip already
             return distributed.gather(queries[1 - turn])
         with torch.no_grad():

@@ -6,7 +6,7 @@ import statistics
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from vidssl.records import flat
+from vidssl.engine.records import flat
 from vidssl.reporting.axes import MARKS, Chart, Scale, round_scale, stroke, written
 from vidssl.reporting.runs import Setting
 from vidssl.reporting.tables import COLUMNS, column_names

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vidssl.records import NEUTRAL, read_json, write_json
+from vidssl.engine.records import NEUTRAL, read_json, write_json
 
 
 def write_plan(folder: Path, jobs: list[list[str]], varied: set[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vidssl.records import read_json
+from vidssl.engine.records import read_json
 from vidssl.reporting.plan import read_plan, telling
 from vidssl.reporting.states import find_states
 

@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any, NamedTuple
 
-from vidssl import slurm
+from vidssl.ranks import slurm
 
 
 class State(NamedTuple):

@@ -17,7 +17,7 @@ from vidssl.bench.timing import Row, on_device
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, schema, unknown
+from vidssl.registry import ConfigError, PositiveInt, schema, unknown
 from vidssl.tasks import TASKS, Task
 
 Part = Literal["method", "data", "aug", "step"]
@@ -41,13 +41,13 @@ class Bench(ClipOptions, Task):
     """
 
     parts: Literal["all"] | tuple[Part, ...]
-    batch_size: Count
-    rounds: Count
-    clip_pairs: Count
+    batch_size: PositiveInt
+    rounds: PositiveInt
+    clip_pairs: PositiveInt
     files: list[str] | None
     material: str
     backbones: tuple[str, ...] | None
-    step_batch_size: Count
+    step_batch_size: PositiveInt
     baseline: Annotated[dict, METHODS]
     augmentation: Augmentation
     optimizer: Annotated[dict, OPTIMIZERS]

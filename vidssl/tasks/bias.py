@@ -11,19 +11,20 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from vidssl import build, distributed
+from vidssl import build
 from vidssl.augment import counterfactual
 from vidssl.augment.foreground import foreground_mask
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.clips import Batch
 from vidssl.data.sampling import partners
+from vidssl.engine import distributed
 from vidssl.engine.checkpoint import write_text
 from vidssl.evaluation import bias
 from vidssl.evaluation.classifier import average, pooled
 from vidssl.evaluation.features import of_all_ranks
 from vidssl.evaluation.metrics import hits, prefers_motion
 from vidssl.evaluation.probe import logistic
-from vidssl.registry import Count, Within
+from vidssl.registry import PositiveInt, Within
 from vidssl.reporting.conditions import figure, legend, table
 from vidssl.reporting.tables import markdown
 from vidssl.tasks import TASKS, Task
@@ -40,9 +41,9 @@ class Bias(ClipOptions, Task):
     """What becomes of accuracy and features where test clips are changed in one thing; pairs of clips that share
     either the background or the motion."""
 
-    clips: Count
+    clips: PositiveInt
     augmentation: Augmentation
-    batch_size: Count
+    batch_size: PositiveInt
     classifier: Literal["auto", "checkpoint", "probe"]
     mask: Literal["auto", "exact", "fame", "seed", "grid", "gauss"]
     beta: Annotated[float, Within("(0, 1)")]

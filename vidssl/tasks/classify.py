@@ -16,9 +16,9 @@ from vidssl.data.loader import Order
 from vidssl.engine.checkpoint import save_state
 from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
-from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
-from vidssl.scores import scored
+from vidssl.registry import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, Within
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.scores import scored
 
 Part = Annotated[float, Within("(0, 1)")]
 
@@ -34,10 +34,10 @@ AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
 class Scoring(ClipOptions):
     """How test videos are scored: the answers to evenly spread clips, averaged."""
 
-    clips: Count
+    clips: PositiveInt
     average: Average
     test_augmentation: Augmentation
-    test_batch_size: Count
+    test_batch_size: PositiveInt
 
     def scores(self, run: Run, classifier: Classifier, split: str) -> dict[str, Tensor]:
         """value float32 [N, classes], label, index int64 [N]."""
@@ -61,8 +61,8 @@ class Finetune(TrainOptions, Scoring, Task):
     """
 
     augmentation: Augmentation
-    dropout: Share
-    validate_every: Whole
+    dropout: UnitInterval
+    validate_every: NonNegativeInt
     frames: Literal["stride", "still"]
 
     splits = ("train", "test")
@@ -88,9 +88,9 @@ class Linear(TrainOptions, Scoring, Task):
     augmentation: Augmentation
     features: Literal["online", "cached"]
     normalize: Literal["none", "unit", "standardize"]
-    rates: tuple[Positive, ...] | None
+    rates: tuple[PositiveFloat, ...] | None
     held_out: Part
-    validate_every: Whole
+    validate_every: NonNegativeInt
 
     splits = ("train", "test")
     labelled = True
@@ -240,10 +240,10 @@ def train_classifier(
 class Test(ClipOptions, Task):
     """Score a classifier, ours or a released one."""
 
-    clips: Count
+    clips: PositiveInt
     average: Average
     augmentation: Augmentation
-    batch_size: Count
+    batch_size: PositiveInt
 
     splits = ("test",)
     labelled = True

@@ -15,7 +15,7 @@ from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import Augmentation, Run
 from vidssl.engine.checkpoint import load_backbone, load_weights, save_backbone, write_atomically
 from vidssl.evaluation.classifier import Classifier
-from vidssl.registry import Count
+from vidssl.registry import PositiveInt
 from vidssl.tasks import TASKS, Task
 
 CLOSE = 1e-4  # largest difference that a program may show, as a share of the largest value
@@ -31,8 +31,8 @@ class Export(Task):
     mean and spread of the normalization are in the file itself, as vidssl.json among its extra files.
     """
 
-    clip_frames: Count
-    crop_size: Count
+    clip_frames: PositiveInt
+    crop_size: PositiveInt
     augmentation: Augmentation
 
     starts_from = "backbone"

@@ -15,7 +15,7 @@ from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.engine.checkpoint import write_atomically
 from vidssl.evaluation.classifier import pooled
-from vidssl.registry import Count
+from vidssl.registry import PositiveInt
 from vidssl.tasks import TASKS, Task
 
 
@@ -28,9 +28,9 @@ class Extract(ClipOptions, Task):
     header says, as JSON: paths and classes, backbone, checkpoint, clips.
     """
 
-    clips: Count
+    clips: PositiveInt
     augmentation: Augmentation
-    batch_size: Count
+    batch_size: PositiveInt
     splits: tuple[Literal["train", "test", "test_swap", "test_cf"], ...]
     per: Literal["video", "clip"]
     unit: bool

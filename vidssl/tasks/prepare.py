@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from vidssl import build
 from vidssl.build import Run
 from vidssl.data.manifest import index_file, summary
-from vidssl.registry import ConfigError, Count, Whole
+from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt
 from vidssl.tasks import TASKS, Task
 
 
 @TASKS.register("prepare")
 @dataclass(frozen=True)
 class Prepare(Task):
-    clip_frames: Count
-    frame_stride: Count
-    examples: Whole
+    clip_frames: PositiveInt
+    frame_stride: PositiveInt
+    examples: NonNegativeInt
 
     splits = ("train",)
 

@@ -10,16 +10,16 @@ from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
 from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, recalls
-from vidssl.registry import Count, Positive
-from vidssl.scores import scored
+from vidssl.registry import PositiveFloat, PositiveInt
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.scores import scored
 
 
 @dataclass(frozen=True)
 class Neighbours(ClipOptions, Task):
-    clips: Count
+    clips: PositiveInt
     augmentation: Augmentation
-    batch_size: Count
+    batch_size: PositiveInt
 
     splits = ("train", "test")
     labelled = True
@@ -73,8 +73,8 @@ class Retrieve(Neighbours):
 @TASKS.register("knn")
 @dataclass(frozen=True)
 class Knn(Neighbours):
-    k: Count
-    temperature: Positive
+    k: PositiveInt
+    temperature: PositiveFloat
 
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=False)

@@ -31,7 +31,7 @@ from vidssl.pictures import curves, kernels, neighbors, scatter
 from vidssl.pictures.animation import even, write_gif
 from vidssl.pictures.heat import overlay
 from vidssl.pictures.strips import Row, enlarged, frames_of, side_of, stack, strip
-from vidssl.registry import ConfigError, Count, Positive
+from vidssl.registry import ConfigError, PositiveFloat, PositiveInt
 from vidssl.reporting.curves import read_curves
 from vidssl.tasks import TASKS, Task
 
@@ -62,18 +62,18 @@ class Visualize(ClipOptions, Task):
 
     kinds: tuple[Kind, ...]
     split: Literal["test", "train"]
-    videos: Count
+    videos: PositiveInt
     video: str | None
     against: str | None
-    clips: Count
+    clips: PositiveInt
     augmentation: Augmentation
-    batch_size: Count
-    tsne_classes: Count
-    perplexity: Positive
-    queries: Count
-    neighbors: Count
+    batch_size: PositiveInt
+    tsne_classes: PositiveInt
+    perplexity: PositiveFloat
+    queries: PositiveInt
+    neighbors: PositiveInt
     animation: Literal["gif", "mp4", "none"]
-    fps: Count
+    fps: PositiveInt
 
     @property
     def extracts(self) -> tuple[str, ...]:

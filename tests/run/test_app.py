@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import DATA, LINEAR, PRETRAIN, launch, read_json, read_lines, slow, start
-from vidssl.command import DONE, FAILED, STOPPED, WRONG
+from vidssl.run.command import DONE, FAILED, STOPPED, WRONG
 
 SHORT = [*PRETRAIN, *LINEAR, "pretrain.epochs=6", "trainer.save_every=2", "task=[pretrain,linear]"]
 

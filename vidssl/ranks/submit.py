@@ -21,12 +21,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vidssl import distributed, records, slurm
-from vidssl.distributed import Stopped
-from vidssl.records import FAILED, STOPPED, WRONG
-from vidssl.registry import ConfigError, Count, Registry, Whole
+from vidssl.engine import distributed, records
+from vidssl.engine.distributed import Stopped
+from vidssl.engine.records import FAILED, STOPPED, WRONG
+from vidssl.ranks import slurm
+from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt, Registry
 
-LAUNCHERS = Registry("launcher", "vidssl.cluster")
+LAUNCHERS = Registry("launcher", "vidssl.ranks.submit")
 OURS = {  # options of sbatch that follow from other keys
     "nodes": "nodes", "ntasks": "devices and nodes", "ntasks-per-node": "devices", "gpus": "devices and nodes",
     "gpus-per-node": "devices", "gpus-per-task": "devices", "ntasks-per-gpu": "devices",
@@ -55,9 +56,9 @@ class Local:
 class Submitted:
     """What every launcher through submitit says of its jobs."""
 
-    timeout_minutes: Count
-    signal_seconds: Count
-    restarts: Whole
+    timeout_minutes: PositiveInt
+    signal_seconds: PositiveInt
+    restarts: NonNegativeInt
     setup: list[str]
     snapshot: bool
 
@@ -83,9 +84,9 @@ class Slurm(Submitted):
     qos: str | None
     constraint: str | None
     gpu: str | None
-    cpus_per_task: Count | None
-    memory_gb: Count | None
-    parallel: Count
+    cpus_per_task: PositiveInt | None
+    memory_gb: PositiveInt | None
+    parallel: PositiveInt
     sbatch: dict
 
     def problems(self, config: dict[str, Any]) -> list[str]:
@@ -215,11 +216,11 @@ class Job:
             problems = slurm.idle_gpus(self.config)
             if problems:
                 raise ConfigError(problems)
-            with distributed.joined(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
+            with distributed.process_group(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
                 try:
                     return self.work(self.config, self.output, self.command, self.overrides)
                 except Stopped as error:
-                    stopped, goes_on = error, distributed.from_first(place.rank == 0 and _goes_on(error))
+                    stopped, goes_on = error, distributed.broadcast_object(place.rank == 0 and _goes_on(error))
         except BaseException as error:
             self._fail(error)
         return self._stop(stopped, place.rank, goes_on)

@@ -17,9 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
-from vidssl.check import task_names
 from vidssl.clips import Batch
-from vidssl.cluster import LAUNCHERS
 from vidssl.data.cache import not_made
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
@@ -27,8 +25,10 @@ from vidssl.engine.optim import OPTIMIZERS
 from vidssl.evaluation.bias import CHANGES
 from vidssl.evaluation.classifier import Classifier
 from vidssl.learner import Learner
-from vidssl.methods.contrast import METHODS, Queue, Twin
+from vidssl.methods.contrast import METHODS, MomentumEncoder, Queue
+from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import read_options
+from vidssl.run.check import task_names
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.bias import Bias
 from vidssl.tasks.classify import Finetune, Linear
@@ -64,7 +64,7 @@ def plan(config: dict[str, Any], output: Path) -> list[str]:
     """Lines for people. The configuration is sound."""
     data = Data(config["dataset"])
     chosen = " ".join(f"{key}={config[key]['name']}" for key in ("method", "backbone", "dataset"))
-    head = f"The configuration is sound: {chosen}, seed {config['seed']}, {some(ranks(config), 'rank')}"
+    head = f"The configuration is sound: {chosen}, seed {config['seed']}, {pluralize(ranks(config), 'rank')}"
     takes = parts(config, data)
     told = [line for part in takes for line in part.lines]
     told += data.to_render() + data.to_copy(DataOptions(**read_options(DataOptions, config["data"])))
@@ -224,9 +224,9 @@ class Steps(NamedTuple):
 def _training(config: dict[str, Any], name: str, task: Trains, data: Data) -> Part:
     videos, accumulate = data.count(["train"]), config["trainer"]["accumulate"]
     steps, learner = Steps.of(task, videos, task.batch_size), trained(config, task, data)
-    on_rank = some(task.batch_size // accumulate // ranks(config), "video")
-    seen = f"{some(steps.count * task.batch_size, 'video')} x {_clips(task, len(learner.plan.views))}"
-    batch = f"a batch: {some(ranks(config), 'rank')} x {some(accumulate, 'part')} x {on_rank}"
+    on_rank = pluralize(task.batch_size // accumulate // ranks(config), "video")
+    seen = f"{pluralize(steps.count * task.batch_size, 'video')} x {_clips(task, len(learner.plan.views))}"
+    batch = f"a batch: {pluralize(ranks(config), 'rank')} x {pluralize(accumulate, 'part')} x {on_rank}"
     part = Part([f"{name}: {_told(task, videos, steps)}", f"  {seen}; {batch}"])
     line, part.flops = _stepping(config, task, learner, steps)
     part.lines.append(f"  {line}")
@@ -275,7 +275,7 @@ def _told(task: Trains, videos: int, steps: Steps) -> str:
 
 
 def _clips(task: Any, count: int) -> str:
-    return f"{some(count, 'clip')} of {task.clip_frames} x {task.crop_size} x {task.crop_size}"
+    return f"{pluralize(count, 'clip')} of {task.clip_frames} x {task.crop_size} x {task.crop_size}"
 
 
 def trained(config: dict[str, Any], task: Trains, data: Data) -> Learner:
@@ -335,7 +335,7 @@ def _scoring(config: dict[str, Any], task: Any, data: Data, splits: list[str], t
     """Answers to evenly spread clips. Layers behind the backbone are next to nothing."""
     videos = data.count(splits) * times
     flops = videos * task.clips * clip_flops(_backbone(config), task.clip_frames, task.crop_size)
-    seen = f"{some(videos, 'video')} x {_clips(task, task.clips)}"
+    seen = f"{pluralize(videos, 'video')} x {_clips(task, task.clips)}"
     return f"{' + '.join(splits)}{f', {times} times' if times > 1 else ''}: {seen}, {operations(flops)}", flops
 
 
@@ -393,7 +393,7 @@ def _memory(learner: Learner, optimizer: Sizes) -> list[str]:
     """Of each rank."""
     every = list(learner.parameters())
     gradients = [parameter for parameter in every if parameter.requires_grad]
-    twins = [p for module in learner.modules() if isinstance(module, Twin) for p in module.parameters()]
+    twins = [p for module in learner.modules() if isinstance(module, MomentumEncoder) for p in module.parameters()]
     queues = [buffer for module in learner.modules() if isinstance(module, Queue) for buffer in module.buffers()]
     numbers = {"backbone": learner.backbone.parameters(), "in all": every, "trained": gradients, "twin": twins}
     taken = {
@@ -472,13 +472,13 @@ def gpu_hours(gpu: str, precision: str, flops: int, count: int) -> str:
         return f"{gpu}: its peak for {precision} is not known here"
     hours = flops / (ASSUMED_SHARE * peak * 1e12) / 3600
     told = f"{hours:,.2f}" if hours >= 0.01 else "less than 0.01"
-    return f"{gpu}: {told} GPU-hours in {precision}, {_duration(hours / count)} on {some(count, 'GPU')}"
+    return f"{gpu}: {told} GPU-hours in {precision}, {_duration(hours / count)} on {pluralize(count, 'GPU')}"
 
 
 def _duration(hours: float) -> str:
     if hours < 1 / 60:
         return "less than a minute"
-    return some(round(60 * hours), "minute") if hours < 1 else f"{hours:.1f} hours"
+    return pluralize(round(60 * hours), "minute") if hours < 1 else f"{hours:.1f} hours"
 
 
 def operations(flops: float) -> str:
@@ -489,5 +489,5 @@ def operations(flops: float) -> str:
     return f"{flops:.3g} ZFLOP"
 
 
-def some(count: int, what: str) -> str:
+def pluralize(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -8,18 +8,28 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from vidssl import build, distributed, slurm
+from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
-from vidssl.cluster import LAUNCHERS
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing
 from vidssl.data.sources import SOURCES
+from vidssl.engine import distributed
 from vidssl.engine.checkpoint import Weights, load_backbone
 from vidssl.engine.device import Precision
-from vidssl.engine.trainer import TrainerOptions
+from vidssl.engine.loop import TrainerOptions
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, Positive, Share, Whole, check_options, read_options
+from vidssl.ranks import slurm
+from vidssl.ranks.submit import LAUNCHERS
+from vidssl.registry import (
+    ConfigError,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_options,
+    read_options,
+)
 from vidssl.tasks import TASKS, Task
 
 
@@ -27,9 +37,9 @@ from vidssl.tasks import TASKS, Task
 class RunOptions:
     """The keys that stand at the top of the configuration, besides the tasks' sections."""
 
-    seed: Whole
-    devices: Count
-    nodes: Count
+    seed: NonNegativeInt
+    devices: PositiveInt
+    nodes: PositiveInt
     accelerator: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto"] | Precision
     compile: bool | Literal["graphs"]
@@ -37,13 +47,13 @@ class RunOptions:
     checkpoint: str | None
     resume: Literal["auto", "never"]
     retry_failed: bool
-    stop_after_minutes: Positive | None
+    stop_after_minutes: PositiveFloat | None
     check_only: bool
     score: str | None
-    clip_frames: Count
-    frame_stride: Count
-    crop_size: Count
-    flip: Share
+    clip_frames: PositiveInt
+    frame_stride: PositiveInt
+    crop_size: PositiveInt
+    flip: UnitInterval
     protocol: str
     method: Annotated[dict, METHODS]
     backbone: Annotated[dict, BACKBONES]

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vidssl import distributed
 from vidssl.clips import Batch
+from vidssl.engine import distributed
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
-from vidssl.registry import Count, NotNegative, Whole
+from vidssl.registry import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer torch renames it
@@ -34,13 +34,13 @@ BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    accumulate: Count  # batches of the loader to one step of the optimizer
-    clip_grad: NotNegative  # largest norm of the gradient; 0: no limit
+    accumulate: PositiveInt  # batches of the loader to one step of the optimizer
+    clip_grad: NonNegativeFloat  # largest norm of the gradient; 0: no limit
     channels_last: Literal["auto"] | bool  # memory format of convolutions
-    log_every: Count  # steps
-    save_every: Count  # steps; the end of an epoch is saved too
-    keep_every: Whole  # epochs whose states stay, as epoch-N.pt; 0: last and best alone
-    pictures_every: Whole  # epochs; 0: no pictures
+    log_every: PositiveInt  # steps
+    save_every: PositiveInt  # steps; the end of an epoch is saved too
+    keep_every: NonNegativeInt  # epochs whose states stay, as epoch-N.pt; 0: last and best alone
+    pictures_every: NonNegativeInt  # epochs; 0: no pictures
     batch_norm: Literal["local", "sync", "frozen"]  # statistics of a rank's batch, of all ranks', or as they are
     broadcast_buffers: bool  # rank 0's batch norm statistics and queues for all ranks, at each step
 

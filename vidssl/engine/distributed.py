@@ -34,7 +34,7 @@ def rank() -> int:
 
 
 @contextmanager
-def joined(accelerator: str, store: str = "env://") -> Iterator[None]:
+def process_group(accelerator: str, store: str = "env://") -> Iterator[None]:
     """While this holds, this process is one rank of many: RANK and WORLD_SIZE say which, `store` where they meet."""
     global _patient
     here = device(accelerator)
@@ -104,7 +104,7 @@ def gather_lists(own: list[Tensor]) -> list[Tensor]:
     return [part for each in lists for part in each]
 
 
-def from_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Plain values, as the first rank has them."""
     values = [value]
     if world() > 1:
@@ -112,7 +112,7 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def own_rows(whole: Tensor) -> Tensor:
+def local_rows(whole: Tensor) -> Tensor:
     """This rank's share of a gathered tensor."""
     return whole.chunk(world())[rank()]
 
@@ -134,7 +134,7 @@ def exchange(part: Tensor, order: Tensor) -> Tensor:
     mine = source == rank()
     sent = part[(order[mine] - rank() * size).to(part.device)].contiguous()
     to_each = mine.view(world(), size).sum(dim=1).tolist()
-    wanted = own_rows(source)
+    wanted = local_rows(source)
     received = torch.empty_like(sent)
     dist.all_to_all_single(
         received.view(torch.uint8), sent.view(torch.uint8), wanted.bincount(minlength=world()).tolist(), to_each
@@ -142,7 +142,7 @@ def exchange(part: Tensor, order: Tensor) -> Tensor:
     return received[wanted.argsort(stable=True).argsort().to(part.device)]
 
 
-def as_seen(clip: Tensor) -> Tensor:
+def to_autocast_dtype(clip: Tensor) -> Tensor:
     """A clip in the precision in which a network's first convolution takes it: half under autocast."""
     kind = clip.device.type
     has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -183,7 +183,7 @@ class PeerLost(RuntimeError):
     """This rank can do nothing without another one that has ended."""
 
 
-def explained(error: Exception) -> Exception:
+def translate_error(error: Exception) -> Exception:
     """The error, or in plain words that another rank is gone, where that is what it means."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     heard = [word for word in words if word in str(error)]

@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vidssl import distributed, slurm
-from vidssl.distributed import STOP_SIGNALS, PeerLost, Stopped
+from vidssl.engine import distributed
+from vidssl.engine.distributed import STOP_SIGNALS, PeerLost, Stopped
+from vidssl.ranks import slurm
 from vidssl.registry import ConfigError
 
-LAST_WORDS = 5.0  # seconds that the other ranks have to say what they know once one has failed
+GRACE_SECONDS = 5.0  # seconds that the other ranks have to say what they know once one has failed
 LAUNCHED_BY = "torchrun or srun"
 
 
@@ -112,7 +113,7 @@ def start_ranks(work: Callable[..., Any], count: int, accelerator: str, argument
             with _passing_on(list(ranks.values())):
                 result = _result(ranks)
                 for process in ranks.values():
-                    process.join(LAST_WORDS)
+                    process.join(GRACE_SECONDS)
                 return result
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -129,7 +130,7 @@ def _as_rank(place: tuple, answer: Connection, work: Callable[..., Any], argumen
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine, whatever its name resolves to
     try:
-        with distributed.joined(accelerator, store):
+        with distributed.process_group(accelerator, store):
             try:
                 answer.send(work(*arguments))
             except BaseException as error:  # told before the others notice that this rank has left
@@ -171,7 +172,7 @@ def _result(ranks: dict[Connection, BaseProcess]) -> Any:
             results[process.name] = answer
             if isinstance(answer, BaseException) and not isinstance(answer, Stopped):
                 failures.append(answer)
-                deadline = min(deadline, time.monotonic() + LAST_WORDS)
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
     if failures:
         raise min(failures, key=_distance_from_the_cause)
     if isinstance(results["rank 0"], Stopped):

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidssl import records
+from vidssl.engine import records
 from vidssl.registry import ConfigError
 
 
@@ -28,20 +28,21 @@ def main(
     is_one_of_many: a job of a sweep, which is not tried again by itself once it failed.
     Raises ConfigError before any work if it cannot run, Stopped if a signal ended it with its state saved.
     """
-    from vidssl import cluster, distributed, ranks
-    from vidssl.check import adopt_backbone, check, task_names
+    from vidssl.engine import distributed
+    from vidssl.ranks import processes, submit
+    from vidssl.run.check import adopt_backbone, check, task_names
 
     config = adopt_backbone(plain(cfg), overrides)
 
-    launched = ranks.adopt_launcher()
+    launched = processes.adopt_launcher()
     if launched:
-        config = ranks.adopted(config)
+        config = processes.adopted(config)
     problems = check(config) + records.folder_problems(config, output)
     if problems:
         raise ConfigError(problems)
     names = task_names(config)
     if config["check_only"]:
-        from vidssl.plan import plan
+        from vidssl.run.estimate import plan
 
         print("\n".join(plan(config, output)))
         return None
@@ -49,7 +50,7 @@ def main(
         print(f"{output}: this run is done, see result.json; output=OTHER starts anew")
         return _score(config, records.read_json(output / "result.json"), names)
     record = records.read_json(output / "run.json")
-    queued = cluster.queued(record)
+    queued = submit.queued(record)
     if queued:
         print(f"{output}: job {queued} of this run is in the cluster's queue; scancel {queued} takes it out")
         return None
@@ -58,11 +59,11 @@ def main(
         raise FailedBefore(f"{output}: failed before ({reason}); add retry_failed=true to try it again")
     arguments = (config, str(output), command, overrides)
     if config["launcher"]["name"] != "local":
-        cluster.submit_later(work, *arguments)
+        submit.submit_later(work, *arguments)
         return None
     if launched:
-        with distributed.joined(config["accelerator"]):
-            result = work(*distributed.from_first(arguments))
+        with distributed.process_group(config["accelerator"]):
+            result = work(*distributed.broadcast_object(arguments))
     elif config["devices"] == 1:
         result = work(*arguments)
     else:
@@ -82,7 +83,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def work(config: dict[str, Any], output: str, command: list[str], overrides: list[str]) -> dict[str, Any]:
     """One rank's part of a run; the figures of its tasks. The first rank keeps the folder."""
-    from vidssl import distributed
+    from vidssl.engine import distributed
 
     folder = Path(output)
     if distributed.rank() > 0:
@@ -103,10 +104,11 @@ def work(config: dict[str, Any], output: str, command: list[str], overrides: lis
 
 
 def _in_many_processes(config: dict[str, Any], output: Path, arguments: tuple) -> dict[str, Any]:
-    from vidssl import distributed, ranks
+    from vidssl.engine import distributed
+    from vidssl.ranks import processes
 
     try:
-        return ranks.start_ranks(work, config["devices"], config["accelerator"], arguments)
+        return processes.start_ranks(work, config["devices"], config["accelerator"], arguments)
     except distributed.Stopped:
         raise
     except Exception as error:  # of any rank; the first may be gone and its record open
@@ -117,12 +119,12 @@ def _in_many_processes(config: dict[str, Any], output: Path, arguments: tuple) -
 
 def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The chain of tasks, on one rank; its figures. Tasks that result.json holds already are not run again."""
-    from vidssl import distributed
     from vidssl.build import Run
-    from vidssl.check import task_names
+    from vidssl.engine import distributed
     from vidssl.engine.device import prepare
     from vidssl.engine.log import Log
     from vidssl.registry import read_options
+    from vidssl.run.check import task_names
     from vidssl.tasks import TASKS
 
     log = Log(folder, rank=distributed.rank())
@@ -150,7 +152,7 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except (ConfigError, distributed.Stopped):
         raise
     except Exception as error:
-        told = distributed.explained(error)
+        told = distributed.translate_error(error)
         log.error(f"{type(told).__name__}: {told}")
         raise told from (None if told is error else error)
     finally:
@@ -160,8 +162,8 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _header(run: Any) -> None:
     """What runs, where, in what; and what is known to go wrong there."""
-    from vidssl.check import task_names
     from vidssl.engine.device import described, known_faults
+    from vidssl.run.check import task_names
 
     config, log = run.config, run.log
     names = task_names(config)

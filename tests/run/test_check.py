@@ -10,11 +10,11 @@ import torch
 from tests.conftest import composed, launch, make_video
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
-from vidssl.check import adopt_backbone, check
-from vidssl.command import WRONG
 from vidssl.data.manifest import Listing
 from vidssl.engine.checkpoint import save_backbone, save_state
 from vidssl.registry import ConfigError
+from vidssl.run.check import adopt_backbone, check
+from vidssl.run.command import WRONG
 from vidssl.tasks import TASKS
 
 TINY = {"name": "tiny", "width": 4}

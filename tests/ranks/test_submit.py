@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import launch, read_json, read_lines, start
-from tests.test_ranks import lines, wait_for
-from vidssl import cluster
-from vidssl.cluster import LAUNCHERS, Job
-from vidssl.command import DONE, FAILED, STOPPED, WRONG
-from vidssl.distributed import Stopped
+from tests.ranks.test_processes import lines, wait_for
+from vidssl.engine.distributed import Stopped
+from vidssl.ranks import submit
+from vidssl.ranks.submit import LAUNCHERS, Job
+from vidssl.run.command import DONE, FAILED, STOPPED, WRONG
 
 SLURM = {
     "name": "slurm", "partition": None, "account": None, "qos": None, "constraint": None, "gpu": None,
@@ -88,13 +88,13 @@ def test_evicted_jobs_go_back_into_the_queue_and_cancelled_ones_do_not(
     requeued = []
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(cluster.slurm, "is_evicting", lambda job: evicted)
-    monkeypatch.setattr(cluster, "_leave", lambda status: sys.exit(status))
+    monkeypatch.setattr(submit.slurm, "is_evicting", lambda job: evicted)
+    monkeypatch.setattr(submit, "_leave", lambda status: sys.exit(status))
     before = signal.signal(signal.SIGUSR2, lambda *_: requeued.append(True))  # in the place of submitit's
     stopped = Stopped("saved", reason)
     try:
         with pytest.raises(SystemExit, match=str(STOPPED)) if not goes_on else nullcontext():
-            Job(print, {}, "", [], [])._stop(stopped, 0, cluster._goes_on(stopped))
+            Job(print, {}, "", [], [])._stop(stopped, 0, submit._goes_on(stopped))
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert bool(requeued) == goes_on
@@ -169,7 +169,7 @@ def test_a_job_that_is_told_to_save_goes_on_by_itself(small: list[str], tmp_path
 
 
 def test_without_slurm_nothing_is_submitted(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    monkeypatch.setattr(submit.shutil, "which", lambda name: None)
     config = {**CONFIG, "check_only": False}
     (problem,) = LAUNCHERS.build(SLURM).problems(config)
     assert problem.startswith("launcher=slurm: there is no sbatch here")

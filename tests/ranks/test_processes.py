@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import HOME, PRETRAIN, launch, read_json, read_lines, slow, start
-from vidssl import distributed, ranks, slurm
-from vidssl.command import DONE, FAILED, STOPPED, WRONG
-from vidssl.distributed import Stopped
+from vidssl.engine import distributed
+from vidssl.engine.distributed import Stopped
+from vidssl.ranks import processes, slurm
 from vidssl.registry import ConfigError
+from vidssl.run.command import DONE, FAILED, STOPPED, WRONG
 
 # -- what they exchange
 
@@ -37,13 +38,13 @@ def exchanges(count: int) -> list[bool]:
         for kind in (torch.float32, torch.bfloat16, torch.uint8):
             part = rows(distributed.rank()).to(kind)[:, :, None]
             got = distributed.exchange(part, order)
-            found.append(torch.equal(got, distributed.own_rows(everything.to(kind)[order])[:, :, None]))
+            found.append(torch.equal(got, distributed.local_rows(everything.to(kind)[order])[:, :, None]))
     return found
 
 
 @pytest.mark.parametrize("count", [2, slow(3)])
 def test_an_exchange_is_a_share_of_all_rows_in_the_new_order(count: int) -> None:
-    assert all(ranks.start_ranks(exchanges, count, "cpu", (count,)))
+    assert all(processes.start_ranks(exchanges, count, "cpu", (count,)))
 
 
 def test_alone_an_exchange_is_a_new_order() -> None:
@@ -60,7 +61,7 @@ def draws(count: int) -> list[list[int]]:
 
 
 def test_ranks_share_some_draws_and_have_others_of_their_own() -> None:
-    first, second, own, *others = ranks.start_ranks(draws, 2, "cpu", (2,))
+    first, second, own, *others = processes.start_ranks(draws, 2, "cpu", (2,))
     assert others[:2] == [first, second]
     assert first != second
     assert own != others[2]
@@ -81,16 +82,16 @@ def sums(count: int) -> list[list[float]]:
 
 @pytest.mark.slow
 def test_sums_over_ranks_are_in_the_order_of_the_ranks() -> None:
-    mean, gradient, expected = ranks.start_ranks(sums, 3, "cpu", (3,))
+    mean, gradient, expected = processes.start_ranks(sums, 3, "cpu", (3,))
     assert mean == gradient == expected
 
 
 def test_under_autocast_clips_travel_as_the_network_sees_them() -> None:
     clip, conv = torch.rand(2, 3, 4, 8, 8), torch.nn.Conv3d(3, 4, 3)
-    assert distributed.as_seen(clip) is clip
+    assert distributed.to_autocast_dtype(clip) is clip
     with torch.autocast("cpu", torch.bfloat16):
-        assert distributed.as_seen(clip).dtype == torch.bfloat16
-        assert torch.equal(conv(distributed.as_seen(clip)), conv(clip))
+        assert distributed.to_autocast_dtype(clip).dtype == torch.bfloat16
+        assert torch.equal(conv(distributed.to_autocast_dtype(clip)), conv(clip))
 
 
 # -- what is told of one that fails
@@ -104,7 +105,7 @@ def raises_on_the_second(problem: Exception) -> None:
 
 def test_the_error_of_a_rank_is_raised_here_with_its_traceback() -> None:
     with pytest.raises(ConfigError, match="a=1: no") as caught:
-        ranks.start_ranks(raises_on_the_second, 2, "cpu", (ConfigError(["a=1: no", "b=2: no"]),))
+        processes.start_ranks(raises_on_the_second, 2, "cpu", (ConfigError(["a=1: no", "b=2: no"]),))
     assert caught.value.problems == ["a=1: no", "b=2: no"]
     (note,) = caught.value.__notes__
     assert note.startswith("on rank 1:")
@@ -132,8 +133,8 @@ def sleeps_on_the_first() -> None:
 )
 def test_a_lost_rank_ends_the_others(work, told: str) -> None:
     begun = time.monotonic()
-    with pytest.raises(ranks.RankLost, match=told):
-        ranks.start_ranks(work, 2, "cpu", ())
+    with pytest.raises(processes.RankLost, match=told):
+        processes.start_ranks(work, 2, "cpu", ())
     assert time.monotonic() - begun < 30
 
 
@@ -143,20 +144,20 @@ def misses_the_other() -> None:
     try:
         distributed.barrier()
     except RuntimeError as error:
-        raise distributed.explained(error) from error
+        raise distributed.translate_error(error) from error
 
 
 def test_what_a_rank_says_that_misses_another_is_not_told_in_its_place() -> None:
-    with pytest.raises(ranks.RankLost, match="rank 1 ended with status 0"):
-        ranks.start_ranks(misses_the_other, 2, "cpu", ())
+    with pytest.raises(processes.RankLost, match="rank 1 ended with status 0"):
+        processes.start_ranks(misses_the_other, 2, "cpu", ())
 
 
 def test_a_lost_connection_is_explained() -> None:
-    lost = distributed.explained(RuntimeError("[../pair.cc:553] Connection closed by peer [127.0.0.1]:1"))
+    lost = distributed.translate_error(RuntimeError("[../pair.cc:553] Connection closed by peer [127.0.0.1]:1"))
     assert isinstance(lost, distributed.PeerLost)
     assert "another rank has ended" in str(lost)
     other = RuntimeError("out of memory")
-    assert distributed.explained(other) is other
+    assert distributed.translate_error(other) is other
 
 
 def works_until_asked() -> str:
@@ -172,7 +173,7 @@ def test_a_signal_reaches_all_ranks_even_before_they_can_take_it(number: int) ->
     before = signal.getsignal(number)
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()  # they import torch at that time
     with pytest.raises(Stopped) as caught:
-        ranks.start_ranks(works_until_asked, 2, "cpu", ())
+        processes.start_ranks(works_until_asked, 2, "cpu", ())
     assert caught.value.reason == number
     assert signal.getsignal(number) is before
 
@@ -303,16 +304,16 @@ def test_combinations_that_cannot_work_are_refused_at_once(
 
 
 def test_slurms_variables_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidssl.slurm.hostnames", lambda nodes: ["n3", "n4"])
+    monkeypatch.setattr("vidssl.ranks.slurm.hostnames", lambda nodes: ["n3", "n4"])
     told = {
         "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
         "SLURM_STEP_NODELIST": "n[3-4]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
     }  # fmt: skip
-    found = ranks._as_torchrun_says_it(told)
-    assert found.pop("MASTER_PORT") == ranks._as_torchrun_says_it({**told, "SLURM_PROCID": "0"})["MASTER_PORT"]
+    found = processes._as_torchrun_says_it(told)
+    assert found.pop("MASTER_PORT") == processes._as_torchrun_says_it({**told, "SLURM_PROCID": "0"})["MASTER_PORT"]
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n3"}
     with pytest.raises(ConfigError, match="3,1: srun started different numbers of ranks on the nodes"):
-        ranks._as_torchrun_says_it({**told, "SLURM_STEP_TASKS_PER_NODE": "3,1"})
+        processes._as_torchrun_says_it({**told, "SLURM_STEP_TASKS_PER_NODE": "3,1"})
 
 
 def test_ranks_meet_at_a_port_that_no_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

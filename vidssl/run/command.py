@@ -21,8 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidssl import slurm
-from vidssl.records import DONE, FAILED, STOPPED, WRONG
+from vidssl.engine.records import DONE, FAILED, STOPPED, WRONG
+from vidssl.ranks import slurm
 from vidssl.registry import ConfigError, nearest, unknown
 
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
@@ -74,8 +74,8 @@ _sweeps: list[Path] = []  # whose table is to be shown
 def _finish() -> None:
     """When all jobs of the command are known: those for a cluster are submitted, and a sweep's table is shown."""
     try:
-        if "vidssl.cluster" in sys.modules:
-            sys.modules["vidssl.cluster"].submit_waiting()
+        if "vidssl.ranks.submit" in sys.modules:
+            sys.modules["vidssl.ranks.submit"].submit_waiting()
     finally:
         for folder in _sweeps:
             from vidssl.tasks.report import show_report
@@ -90,10 +90,10 @@ def _status(error: Exception) -> int:
 
 
 def _tell(error: Exception) -> None:
-    from vidssl.app import FailedBefore
-    from vidssl.cluster import FailedJobs
-    from vidssl.distributed import PeerLost
-    from vidssl.ranks import RankLost
+    from vidssl.engine.distributed import PeerLost
+    from vidssl.ranks.processes import RankLost
+    from vidssl.ranks.submit import FailedJobs
+    from vidssl.run.app import FailedBefore
 
     if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, PeerLost, RankLost)):
         _refuse(getattr(error, "problems", [str(error)]))
@@ -108,14 +108,14 @@ def _refuse(problems: list[str]) -> int:
 
 def application(cfg: DictConfig) -> float | None:
     """One job: the composed configuration in the folder that Hydra chose."""
-    from vidssl.app import main
+    from vidssl.run.app import main
 
     hydra = HydraConfig.get()
     output, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     try:
         return main(cfg, output, sys.argv, overrides, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
     except Exception as error:
-        if type(error).__name__ == "Stopped":  # of vidssl.distributed; a sweep ends here, too
+        if type(error).__name__ == "Stopped":  # of vidssl.engine.distributed; a sweep ends here, too
             print(error, file=sys.stderr)
             raise SystemExit(STOPPED) from None
         _failures.append((overrides, error))  # Hydra would end a sweep at its first failure
@@ -288,8 +288,8 @@ def _choices(words: list[str], swept: Mapping[str, Any]) -> dict[str, list[str]]
 
 
 def _check(config: DictConfig, known: dict) -> list[str]:
-    from vidssl.app import plain
-    from vidssl.check import check
+    from vidssl.run.app import plain
+    from vidssl.run.check import check
 
     try:
         return check(plain(config), known)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HOME, launch, make_video, slow
-from vidssl.command import DONE, STOPPED, WRONG, run
+from vidssl.run.command import DONE, STOPPED, WRONG, run
 
 # words, what the answer has to hold
 MISTAKES = {
@@ -51,7 +51,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
-# In the fast suite: every way in which vidssl.command finds a mistake, and some that the check finds
+# In the fast suite: every way in which vidssl.run.command finds a mistake, and some that the check finds
 AT_ONCE = (
     "unknown method", "unknown task", "unknown augmentation", "unknown key", "unknown key without a place", "added key",
     "key of a task that is not there", "wrong type", "missing value", "out of range", "list without quotes",

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import read_lines
-from vidssl import distributed
 from vidssl.clips import Batch
+from vidssl.engine import distributed
 from vidssl.engine.log import Log
+from vidssl.engine.loop import NotFinite, Trainer, TrainerOptions
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
-from vidssl.engine.trainer import NotFinite, Trainer, TrainerOptions
 from vidssl.learner import Learner, StepOutput
 
 

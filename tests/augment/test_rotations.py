@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import golden
-from vidssl.augment.turns import TURNS, chain, left, right, turned
+from vidssl.augment.rotations import TURNS, chain, left, right, turned
 
 
 @pytest.mark.parametrize(
