@@ -43,6 +43,7 @@ def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
         release = {"moco": "fame"}.get(name.split("_")[0], name.split("_")[0])
         evaluates = {"finetune", "linear", "retrieve", "test"} & config.keys()
         assert config["protocol"] == (release if evaluates else "ours")
+        assert config["recipe"] in ("paper", "paper_small")
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ class RunOptions:
     crop_size: PositiveInt
     flip: UnitInterval
     protocol: str
+    recipe: str
     method: Annotated[dict, METHODS]
     backbone: Annotated[dict, BACKBONES]
     dataset: Annotated[dict, SOURCES]
@@ -77,7 +78,7 @@ def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         section = build.read_weights(config["checkpoint"]).section
     except ConfigError:
         return config  # told by check
-    if section and section != config["backbone"] and config.get("protocol") != "ours" and _averages(config):
+    if section and section != config["backbone"] and config.get("protocol") in ("fame", "fima") and _averages(config):
         raise ConfigError(
             f"protocol={config['protocol']}: how clips are averaged may depend on the backbone; the checkpoint has "
             f"backbone={section['name']}, add that"

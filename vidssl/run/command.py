@@ -135,9 +135,18 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def register_resolvers() -> None:
-    """either: the first value unless it is null. tasks: the names of the chosen tasks."""
+    """Functions for values in conf/.
+
+    either: the first value unless it is null. tasks: the names of the chosen tasks. for_backbone: the value listed for
+    the run's backbone, else the second argument.
+    """
     OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     OmegaConf.register_new_resolver("tasks", _task_names, replace=True)
+    OmegaConf.register_new_resolver("for_backbone", _for_backbone, replace=True)
+
+
+def _for_backbone(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
+    return values.get(_root_.backbone.name, otherwise)
 
 
 def _task_names(*, _root_: DictConfig) -> str:
