@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "run": GROUND | WINGS | {"build", "ranks", "tasks", "reporting"},
 }
 OWN_ROOM = {*WINGS, "pictures", "reporting", "bench", "tasks", "ranks", "run"}
+SHARED = {"vidssl.methods.contrast", "vidssl.tasks.scores", "vidssl.tasks.costs"}
 FILES = sorted((HOME / "vidssl").rglob("*.py"))
 # FAME is MoCo with one more step; tasks share no code with one another
 WITHIN = {"methods/fame.py": {"methods.moco", "methods.contrast"}}
@@ -72,7 +73,7 @@ def test_tasks_and_methods_do_not_import_one_another() -> None:
         for file in sorted((HOME / "vidssl" / folder).glob("[a-z]*.py")):
             name = file.relative_to(HOME / "vidssl").as_posix()
             others = {f"vidssl.{folder}.{other.stem}" for other in file.parent.glob("[a-z]*.py") if other != file}
-            shared = {"vidssl.methods.contrast", "vidssl.tasks.scores", "vidssl.tasks.costs"} | {f"vidssl.{module}" for module in WITHIN.get(name, ())}
+            shared = SHARED | {f"vidssl.{module}" for module in WITHIN.get(name, ())}
             assert not (imports(file) & others) - shared, name
 
 
@@ -80,7 +81,15 @@ def test_tasks_and_methods_do_not_import_one_another() -> None:
 def test_methods_and_backbones_know_no_rank_device_logger_or_config(folder: str) -> None:
     for file in (HOME / "vidssl" / folder).glob("*.py"):
         text = file.read_text()
-        for word in ("torch.distributed", "torch.autocast", "torch.amp", "SummaryWriter", ".cuda(", "hydra", "omegaconf"):
+        for word in (
+            "torch.distributed",
+            "torch.autocast",
+            "torch.amp",
+            "SummaryWriter",
+            ".cuda(",
+            "hydra",
+            "omegaconf",
+        ):
             assert word not in text, f"{file.name}: {word}"
 
 

@@ -24,14 +24,13 @@ from vidssl.registry import read_options
 from vidssl.run import estimate
 from vidssl.run.check import task_names
 from vidssl.run.command import DONE
-from vidssl.tasks import TASKS
+from vidssl.tasks import TASKS, costs
 
 TINY = ("backbone=tiny", "backbone.width=4", "crop_size=16", "clip_frames=8")
 
 
-def parts_of(*words: str) -> list[estimate.Part]:
-    config = composed(*words)
-    return estimate.parts(config, estimate.Data(config["dataset"]))
+def parts_of(*words: str) -> list[costs.Cost]:
+    return estimate.task_costs(costs.Costs(composed(*words)))
 
 
 def meta(section: dict) -> nn.Module:
@@ -48,16 +47,16 @@ def meta(section: dict) -> nn.Module:
 def test_operations_of_a_clip_are_those_of_the_official_networks(
     name: str, frames: int, size: int, giga: float
 ) -> None:
-    assert estimate.clip_flops(meta({"name": name}), frames, size) / 1e9 == pytest.approx(giga, abs=0.05)
+    assert costs.clip_flops(meta({"name": name}), frames, size) / 1e9 == pytest.approx(giga, abs=0.05)
 
 
 def test_moco_takes_four_forward_passes_a_video_and_four_looks_at_the_queue() -> None:
     """In each direction one for the logits and one for their gradient, which is worked out together with them."""
     config = composed("method=moco", "recipe=paper", "method.contrast.head=linear", "task=pretrain", *TINY)
     (task,) = tasks_of(config)
-    learner, dim, length = estimate.trained(config, task, estimate.Data(config["dataset"])), 128, 65536
-    passes = 4 * (estimate.clip_flops(meta(config["backbone"]), 8, 16) + 2 * learner.backbone.out_channels * dim)
-    assert estimate.step_flops(learner, 6, 8, 16)[0] == 6 * (passes + 2 * 2 * 2 * length * dim)
+    learner, dim, length = task.learner(costs.Costs(config)), 128, 65536
+    passes = 4 * (costs.clip_flops(meta(config["backbone"]), 8, 16) + 2 * learner.backbone.out_channels * dim)
+    assert costs.step_flops(learner, 6, 8, 16)[0] == 6 * (passes + 2 * 2 * 2 * length * dim)
 
 
 def tasks_of(config: dict) -> list:
@@ -70,15 +69,15 @@ def test_backward_is_two_forward_passes_but_for_the_first_layers_input() -> None
     conv.register_forward_hook(lambda module, _, output: first.append(2 * output.numel() * module.weight[0].numel()))
     with torch.device("meta"):
         learner = Classifier(backbone, nn.Identity(), 7, dropout=0.0, frozen=False, unit=False)
-    forward, backward = estimate.step_flops(learner, 3, 8, 32)
-    assert forward == 3 * (estimate.clip_flops(meta({"name": "r3d18"}), 8, 32) + 2 * 512 * 7)
+    forward, backward = costs.step_flops(learner, 3, 8, 32)
+    assert forward == 3 * (costs.clip_flops(meta({"name": "r3d18"}), 8, 32) + 2 * 512 * 7)
     assert backward == 2 * forward - first[0]
 
 
 def test_a_frozen_backbone_has_no_backward_pass() -> None:
     with torch.device("meta"):
         learner = Classifier(meta({"name": "r3d18"}), nn.Identity(), 7, dropout=0.0, frozen=True, unit=False)
-    assert estimate.step_flops(learner, 3, 8, 32)[1] == 3 * 2 * 512 * 7
+    assert costs.step_flops(learner, 3, 8, 32)[1] == 3 * 2 * 512 * 7
 
 
 @pytest.mark.parametrize(("name", "backbone"), [*((name, "tiny") for name in METHODS.names()), slow("moco", "i3d")])
@@ -89,19 +88,22 @@ def test_a_step_counted_without_values_is_a_step_of_the_trainer(name: str, backb
     words += [f"method={name}", "recipe=paper_small", "frame_stride=2", "augmentation@bench.augmentation=none"]
     config = composed(*words, "task=[pretrain,bench]", "bench.batch_size=2", "accelerator=cpu", *bench)
     task, bench = tasks_of(config)
-    learner = estimate.trained(config, task, estimate.Data(config["dataset"]))
-    at_once = {**config, "method": estimate.trained_at_once(config["method"])}
+    learner = task.learner(costs.Costs(config))
+    contrast = config["method"].get("contrast") or {}
+    if "fill_steps" in contrast:
+        contrast = {**contrast, "fill_steps": 0}
+    at_once = {**config, "method": {**config["method"], "contrast": contrast} if contrast else config["method"]}
     run = Run(at_once, tmp_path, Log(tmp_path), torch.device("cpu"))
     counted = count_flops(bench.step(run, at_once["method"]))
-    assert sum(estimate.step_flops(learner, 2, task.clip_frames, task.crop_size)) == counted
+    assert sum(costs.step_flops(learner, 2, task.clip_frames, task.crop_size)) == counted
 
 
 def test_steps_that_fill_a_queue_have_no_backward_pass() -> None:
     words = ("method=dclr", "task=pretrain", "pretrain.epochs=3", "trainer.accumulate=2", *TINY)
     many, none = (parts_of(*words, f"method.contrast.fill_steps={count}")[0].flops for count in (7, 0))
     config = composed(*words)
-    learner = estimate.trained(config, tasks_of(config)[0], estimate.Data(config["dataset"]))
-    forward, backward = estimate.step_flops(learner, 32, 8, 16)
+    learner = tasks_of(config)[0].learner(costs.Costs(config))
+    forward, backward = costs.step_flops(learner, 32, 8, 16)
     assert none == 3 * 8 * 2 * (forward + backward)
     assert none - many == 7 * backward
     assert parts_of(*words, "method.contrast.fill_steps=99")[0].flops == 3 * 8 * 2 * forward
@@ -124,7 +126,7 @@ def test_every_clip_that_is_scored_is_counted() -> None:
     finetune, linear, knn, retrieve, test = (part.flops for part in parts_of("checkpoint=none", chain, *words))
     videos = composed("task=test")["dataset"]
     train, rest = videos["train_videos"], videos["test_videos"]
-    clip = estimate.clip_flops(meta({"name": "tiny", "width": 4}), 8, 16)
+    clip = costs.clip_flops(meta({"name": "tiny", "width": 4}), 8, 16)
     assert finetune == test == 2 * (2 * rest) * clip
     assert linear == knn == 2 * (train + 2 * rest) * clip
     assert retrieve == 2 * (train + 3 * rest) * clip
@@ -136,9 +138,9 @@ def test_a_method_that_has_to_see_values_has_a_plan_without_operations(monkeypat
 
     monkeypatch.setattr(MoCo, "forward", forward)
     config = composed("method=moco", "task=[pretrain,knn]", *TINY)
-    lines = estimate.plan(config, Path("run"))
+    lines = estimate.estimate(config, Path("run"))
     assert any("operations of a step are not known" in line for line in lines)
-    assert not any("hours" in line or ("in all" in line and "FLOP" in line) for line in lines)
+    assert not any("in all" in line and "FLOP" in line for line in lines)
     assert any("last.pt" in line for line in lines)
 
 
@@ -164,7 +166,7 @@ def test_steps_scorings_and_whether_there_is_a_best_epoch(
     words = [f"finetune.epochs={epochs}", f"finetune.validate_every={validate_every}"]
     words += ["finetune.max_steps=" + ("null" if max_steps is None else str(max_steps))]
     (task,) = tasks_of(composed("task=finetune", *words))
-    steps = estimate.Steps.of(task, 519, 64)
+    steps = costs.Steps.of(task, 519, 64)
     assert (steps.count, steps.scorings(task), steps.has_best(task)) == (count, scorings, has_best)
 
 
@@ -180,26 +182,26 @@ def test_what_an_optimizer_keeps_is_asked_of_it() -> None:
     bytes_of = sum(parameter.nbytes for parameter in numbers)
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
     adamw = {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}
-    assert estimate.optimizer_state(learner, sgd) == (len(numbers), bytes_of)
-    assert estimate.optimizer_state(learner, {**sgd, "momentum": 0.0}) == (0, 0)
-    assert estimate.optimizer_state(learner, adamw) == (3 * len(numbers), 2 * bytes_of + 4 * len(numbers))
+    assert costs.optimizer_state(learner, sgd) == (len(numbers), bytes_of)
+    assert costs.optimizer_state(learner, {**sgd, "momentum": 0.0}) == (0, 0)
+    assert costs.optimizer_state(learner, adamw) == (3 * len(numbers), 2 * bytes_of + 4 * len(numbers))
 
 
 def test_memory_of_moco_on_i3d() -> None:
     """The head has 1,180,800 numbers, the queue 65,536 keys of 128 numbers and its place."""
     words = ("method=moco", "backbone=i3d", "recipe=paper", "task=pretrain", "crop_size=64", "method.contrast.dim=128")
     _, _, _, parameters, memory = parts_of(*words)[0].lines
-    assert "backbone 12,287,264, in all 26,936,128, trained 13,468,064, twin 13,468,064" in parameters
-    trained = estimate.human(4 * 13_468_064)
-    assert f"gradients {trained}, optimizer {trained}, queue {estimate.human(65536 * 128 * 4 + 8)};" in memory
+    assert "backbone 12,287,264, in all 26,936,128, trained 13,468,064, key encoder 13,468,064" in parameters
+    trained = costs.human(4 * 13_468_064)
+    assert f"gradients {trained}, optimizer {trained}, queue {costs.human(65536 * 128 * 4 + 8)};" in memory
 
 
 def test_a_plan_needs_no_memory_for_tensors() -> None:
     """A million videos at once are 1.2 TB of clips."""
     words = ("method=moco", "backbone=r2plus1d18", "recipe=paper", "method.contrast.queue=0", "task=pretrain")
     config = composed(*words)
-    learner = estimate.trained(config, tasks_of(config)[0], estimate.Data(config["dataset"]))
-    forward, _ = estimate.step_flops(learner, 1_000_000, 16, 112)
+    learner = tasks_of(config)[0].learner(costs.Costs(config))
+    forward, _ = costs.step_flops(learner, 1_000_000, 16, 112)
     assert forward == pytest.approx(4e6 * 81e9, rel=0.01)
 
 
@@ -224,7 +226,7 @@ def test_files_and_steps_are_those_of_a_real_run(name: str, small: list[str], tm
     answer = launch([*small, *REAL[name], "output=run"], tmp_path)
     assert answer.status == DONE, answer.err
     config = OmegaConf.to_container(OmegaConf.load(tmp_path / "run/config.yaml"))
-    found = estimate.parts(config, estimate.Data(config["dataset"]))
+    found = estimate.task_costs(costs.Costs(config))
     predicted = {file: size for part in found for file, size in part.files.items() if not file.endswith(".pt2")}
     files = [file for file in (tmp_path / "run").iterdir() if file.suffix in (".pt", ".safetensors")]
     assert predicted == pytest.approx({file.name: file.stat().st_size for file in files}, rel=0.03)
@@ -239,7 +241,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, is_told in ((2 * needed, False), (2 * needed - 1, True)):
         usage = namedtuple("usage", "total used free")(0, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
-        lines = estimate.plan(config, Path("no/such/folder"))
+        lines = estimate.estimate(config, Path("no/such/folder"))
         assert any("warning" in line for line in lines) == is_told
 
 
@@ -247,36 +249,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ("size", "told"), [(999, "999 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7 * 2**30, "7 GiB"), (2**43, "8 TiB")]
 )
 def test_sizes_are_told_in_powers_of_1024(size: int, told: str) -> None:
-    assert estimate.human(size) == told
-
-
-# -- hours
-
-
-def test_hours_are_operations_over_a_fifth_of_the_peak() -> None:
-    flops = int(0.2 * 312e12 * 3600)
-    told = estimate.gpu_hours("NVIDIA A100-SXM4-80GB", "bf16", 3 * flops, 2)
-    assert told.endswith("3.00 GPU-hours in bf16, 1.5 hours on 2 GPUs")
-    assert estimate.gpu_hours("A100", "fp32", flops, 8).endswith("2.00 GPU-hours in fp32, 15 minutes on 8 GPUs")
-    assert estimate.gpu_hours("A100", "auto", flops, 1).endswith("1.00 GPU-hours in bf16, 60 minutes on 1 GPU")
-    assert estimate.gpu_hours("V100", "auto", 1, 1).endswith("in fp32, less than a minute on 1 GPU")
-    told = estimate.gpu_hours("A100", "fp16", 1, 1)
-    assert told.endswith("less than 0.01 GPU-hours in fp16, less than a minute on 1 GPU")
-    assert "not known" in estimate.gpu_hours("Tesla V100-SXM2-32GB", "bf16", flops, 1)
-    assert "not known" in estimate.gpu_hours("Abacus", "fp32", flops, 1)
-
-
-def test_hours_are_of_the_visible_gpu_or_of_two_known_ones_and_never_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hours(*words: str) -> list[str]:
-        lines = estimate.plan(composed("task=pretrain", *TINY, *words), Path("run"))
-        return [line.partition(":")[0].strip() for line in lines if "GPU-hours" in line]
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert hours() == ["A100", "H100"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert hours() == ["NVIDIA H200"]
-    assert hours("accelerator=cpu") == []
+    assert costs.human(size) == told
 
 
 # -- as a command
@@ -304,7 +277,6 @@ def test_the_plan_of_a_recipe(tmp_path: Path) -> None:
         "result.json", "metrics.jsonl", "train.log", "tensorboard/", "pictures/", "in run, where",
     ):  # fmt: skip
         assert told in answer.out, answer.out
-    assert "hours" not in answer.out
     assert answer.cpu_seconds < 15
     assert not (tmp_path / "run").exists()
 
@@ -328,23 +300,19 @@ def test_the_readme_shows_what_is_printed(tmp_path: Path) -> None:
     command, *shown = block.strip().splitlines()
     words = [*command.removeprefix("$ python launch.py ").split(), "accelerator=cpu"]
     printed = launch(words, tmp_path).out.splitlines()
-    hours = [line for line in shown if "hours" in line or "estimate" in line]
-    assert len(hours) == 3, "are not told for a CPU"
-    assert [line.partition(", where")[0] for line in shown if line not in hours] == [
-        line.partition(", where")[0] for line in printed
-    ]
+    assert [line.partition(", where")[0] for line in shown] == [line.partition(", where")[0] for line in printed]
 
 
 def test_copies_that_are_still_to_be_made_are_counted(tmp_path: Path) -> None:
     words = ("task=pretrain", *TINY, "dataset.train_videos=8", "pretrain.batch_size=4", f"data.cache_folder={tmp_path}")
-    assert not [line for line in estimate.plan(composed(*words), Path("run")) if "copies" in line]
+    assert not [line for line in estimate.estimate(composed(*words), Path("run")) if "copies" in line]
     config = composed(*words, "data.cache=mjpeg", "data.cache_short=32")
-    (told,) = [line for line in estimate.plan(config, Path("run")) if "copies" in line]
+    (told,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
     assert "first makes 8 small copies in " in told
     folder = Path(told.partition(" in ")[2])
     assert folder.name == "mjpeg-32"
     folder.mkdir(parents=True)
-    paths = sorted({video.path for video in estimate.Data(config["dataset"]).listing("train").videos})
+    paths = sorted({video.path for video in costs.Costs(config).listing("train").videos})
     (folder / "copies.jsonl").write_text("".join(f'{{"format":1,"path":"{path}"}}\n' for path in paths[:3]))
-    (told,) = [line for line in estimate.plan(config, Path("run")) if "copies" in line]
+    (told,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
     assert "first makes 5 small copies in " in told

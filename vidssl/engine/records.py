@@ -25,7 +25,8 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit status of a run's process
 # Keys that change nothing in the metrics, so a run may be continued with other values; recipe and protocol are names of
 # what other keys say
 NEUTRAL = (
-    "output", "recipe", "protocol", "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
+    "output", "recipe", "protocol",
+    "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
     "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
     "data.cache_folder",
 )  # fmt: skip

@@ -42,9 +42,9 @@ def main(
         raise ConfigError(problems)
     names = task_names(config)
     if config["check_only"]:
-        from vidssl.run.estimate import plan
+        from vidssl.run.estimate import estimate
 
-        print("\n".join(plan(config, output)))
+        print("\n".join(estimate(config, output)))
         return None
     if records.is_done(output, names):
         print(f"{output}: this run is done, see result.json; output=OTHER starts anew")

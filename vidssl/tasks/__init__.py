@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from vidssl.build import Run
 from vidssl.registry import Registry
+from vidssl.tasks.costs import Cost, Costs
 
 TASKS = Registry("task", "vidssl.tasks")
 
@@ -25,6 +26,10 @@ class Task:
     def problems(self) -> list[str]:
         """What contradicts itself among the options, a line each."""
         return []
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        """What the task that stands under `name` in the configuration will take; for check_only."""
+        return Cost([name])
 
     def __call__(self, run: Run) -> dict[str, float]:
         """The task's final figures, the most telling first. Sets run.checkpoint to what it leaves."""

@@ -28,6 +28,7 @@ from vidssl.registry import PositiveInt, Within
 from vidssl.reporting.conditions import figure, legend, table
 from vidssl.reporting.tables import markdown
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs
 
 SVG = "http://www.w3.org/2000/svg"  # a file of its own has to name it
 
@@ -61,6 +62,19 @@ class Bias(ClipOptions, Task):
     @property
     def needs_rendered(self) -> bool:
         return self.mask == "exact"
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        """Test videos once for each change, rendered ones where the data set has them."""
+        line, flops = costs.scoring(self, self.clips, ["test"], len(bias.CHANGES))
+        cost = Cost([f"{name}: {line}"], flops)
+        rendered = [["test_swap", "test_cf"]] if costs.listing("test").recipes else []
+        for splits in [*rendered, ["train"]]:
+            line, flops = costs.scoring(self, self.clips, splits)
+            cost.flops += flops
+            cost.lines.append(f"  {line}" + (", if the checkpoint has no classifier" if splits == ["train"] else ""))
+        if self.needs_rendered or rendered:
+            costs.listing("test_mask")  # is rendered, too
+        return cost
 
     def __call__(self, run: Run) -> dict[str, float]:
         backbone = build.backbone(run).to(run.device).eval()

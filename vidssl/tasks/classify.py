@@ -18,6 +18,7 @@ from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, Within
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs, Sizes, Steps, memory_lines, optimizer_state, state_bytes, training_line
 from vidssl.tasks.scores import scored
 
 Part = Annotated[float, Within("(0, 1)")]
@@ -71,6 +72,9 @@ class Finetune(TrainOptions, Scoring, Task):
     trains_backbone = True
     leaves = "classifier"
 
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        return estimate_on_clips(self, name, costs, frozen=False)
+
     def __call__(self, run: Run) -> dict[str, float]:
         return train_classifier(run, "finetune", self, frozen=False, unit=False, dropout=self.dropout)
 
@@ -99,6 +103,24 @@ class Linear(TrainOptions, Scoring, Task):
 
     def problems(self) -> list[str]:
         return list(self.contradictions())
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        """Of cached features: a pass over all videos; the steps of one layer are next to nothing, on each rank."""
+        if self.features == "online":
+            return estimate_on_clips(self, name, costs, frozen=True)
+        videos = costs.count(["train"])
+        line, flops = costs.scoring(self, self.clips, ["train", *costs.test_splits("test_swap")])
+        lines = [f"{name}: {training_line(self, videos, Steps.of(self, videos, self.batch_size))}"]
+        lines.append(f"  on features: {line}")
+        if self.rates is not None:
+            rates = ", ".join(f"{rate:g}" for rate in sorted(self.rates))
+            lines.append(
+                f"  rates tried at once, {self.held_out:.0%} of the videos held out: {rates}; then the best on all"
+            )
+        learner = untrained(costs, frozen=True)
+        files = costs.state_files(name, state_bytes(learner, Sizes(0, 0)), None, has_best=False)
+        lines += memory_lines(learner, optimizer_state(learner, self.optimizer))
+        return Cost(lines, flops, files | costs.score_files(name))
 
     def contradictions(self) -> Iterator[str]:
         if self.features == "online" and self.normalize == "standardize":
@@ -198,6 +220,22 @@ class Linear(TrainOptions, Scoring, Task):
         )
 
 
+def estimate_on_clips(task: Finetune | Linear, name: str, costs: Costs, *, frozen: bool) -> Cost:
+    cost, steps = costs.training(name, task, untrained(costs, frozen=frozen))
+    line, flops = costs.scoring(task, task.clips, costs.test_splits("test_swap"), steps.scorings(task))
+    cost.lines.insert(3, f"  {line}")
+    cost.flops = None if cost.flops is None else cost.flops + flops
+    cost.files |= costs.score_files(name)
+    return cost
+
+
+def untrained(costs: Costs, *, frozen: bool) -> Classifier:
+    """On the meta device, without color, which changes no shape."""
+    classes = len(costs.listing("train").classes)
+    with torch.device("meta"):
+        return Classifier(costs.backbone(), nn.Identity(), classes, dropout=0.0, frozen=frozen, unit=False)
+
+
 def held_out(label: Tensor, share: float, seed: int) -> Tensor:
     """Which videos are set aside: `share` of each class, at least one, never all. int64 [N] -> bool [N]."""
     order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
@@ -248,6 +286,10 @@ class Test(ClipOptions, Task):
     splits = ("test",)
     labelled = True
     starts_from = "classifier"
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        line, flops = costs.scoring(self, self.clips, costs.test_splits("test_swap"))
+        return Cost([f"{name}: {line}"], flops, costs.score_files(name))
 
     def __call__(self, run: Run) -> dict[str, float]:
         classifier = build.classifier(run, build.backbone(run))

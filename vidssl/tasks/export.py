@@ -17,6 +17,7 @@ from vidssl.engine.checkpoint import load_backbone, load_weights, save_backbone,
 from vidssl.evaluation.classifier import Classifier
 from vidssl.registry import PositiveInt
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs, weights_bytes
 
 CLOSE = 1e-4  # largest difference that a program may show, as a share of the largest value
 
@@ -36,6 +37,10 @@ class Export(Task):
     augmentation: Augmentation
 
     starts_from = "backbone"
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        size = weights_bytes(costs.backbone())
+        return Cost([name], files={"backbone.safetensors": size, "backbone.pt2": size})
 
     def __call__(self, run: Run) -> dict[str, float]:
         if not run.log.is_main:

@@ -17,6 +17,7 @@ from vidssl.engine.checkpoint import write_atomically
 from vidssl.evaluation.classifier import pooled
 from vidssl.registry import PositiveInt
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs
 
 
 @TASKS.register("extract")
@@ -41,6 +42,15 @@ class Extract(ClipOptions, Task):
         if not self.splits or len(set(self.splits)) < len(self.splits):
             return [f"extract.splits={list(self.splits)}: each split once, one or more, such as [train,test]"]
         return []
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        line, flops = costs.scoring(self, self.clips, self.splits)
+        width = costs.backbone().out_channels * (self.clips if self.per == "clip" else 1)
+        files = {}
+        for split in self.splits:
+            paths = [len(video.path) + 6 for video in costs.listing(split).videos]  # in quotes, which are escaped
+            files[f"features-{split}.safetensors"] = sum(paths) + len(paths) * (4 * width + 16)
+        return Cost([f"{name}: {line}"], flops, files)
 
     def __call__(self, run: Run) -> dict[str, float]:
         backbone = build.backbone(run).to(run.device).eval()

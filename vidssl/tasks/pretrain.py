@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
@@ -13,8 +14,10 @@ from vidssl.clips import Batch
 from vidssl.data.dataset import collate
 from vidssl.engine.checkpoint import save_backbone
 from vidssl.learner import Learner
+from vidssl.methods.contrast import METHODS
 from vidssl.pictures.strips import contact_sheet
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs, weights_bytes
 
 
 @TASKS.register("pretrain")
@@ -25,6 +28,20 @@ class Pretrain(TrainOptions, ClipOptions, Task):
     splits = ("train",)
     trains_backbone = True
     leaves = "backbone"
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        learner = self.learner(costs)
+        cost, _ = costs.training(name, self, learner, filling=fill_steps(costs.config["method"]))
+        cost.files["backbone.safetensors"] = weights_bytes(learner.backbone)
+        return cost
+
+    def learner(self, costs: Costs) -> Learner:
+        """On the meta device, without color, which changes no shape, and without the steps that only fill a queue."""
+        method = costs.config["method"]
+        if fill_steps(method):
+            method = {**method, "contrast": {**method["contrast"], "fill_steps": 0}}
+        with torch.device("meta"):
+            return METHODS.build(method, costs.backbone(), nn.Identity())
 
     def __call__(self, run: Run) -> dict[str, float]:
         learner = build.method(run, self.augmentation)
@@ -58,3 +75,8 @@ class Pretrain(TrainOptions, ClipOptions, Task):
             if isinstance(view, Tensor) and view.ndim == 5:
                 clip = view * learner.augment.std + learner.augment.mean
                 run.log.picture("pretrain", f"input-{name}", step, contact_sheet(clip))
+
+
+def fill_steps(method: dict[str, Any]) -> int:
+    """Batches at the start that only fill the method's queue."""
+    return (method.get("contrast") or {}).get("fill_steps", 0)

@@ -17,6 +17,7 @@ from vidssl.reporting.plan import read_about
 from vidssl.reporting.runs import Setting, by_folds, count_states, is_single, read_settings
 from vidssl.reporting.tables import COLUMNS, Sheet, column_names
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs
 
 
 @TASKS.register("report")
@@ -38,6 +39,9 @@ class Report(Task):
         if self.baseline is not None and self.baseline not in labels:
             return [f"report.baseline={self.baseline}: no such row; there are {', '.join(labels)}"]
         return []
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        return Cost([f"{name}: report.md, report.csv and report.html in {self.runs or 'the folder of this run'}"])
 
     def __call__(self, run: Run) -> dict[str, float]:
         if not run.log.is_main:

@@ -12,6 +12,7 @@ from vidssl.evaluation.classifier import pooled
 from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, recalls
 from vidssl.registry import PositiveFloat, PositiveInt
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs
 from vidssl.tasks.scores import scored
 
 
@@ -24,6 +25,11 @@ class Neighbours(ClipOptions, Task):
     splits = ("train", "test")
     labelled = True
     starts_from = "backbone"
+    rendered = ("test_swap",)  # splits that are scored, too, where the data set has them
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        line, flops = costs.scoring(self, self.clips, ["train", *costs.test_splits(*self.rendered)])
+        return Cost([f"{name}: {line}"], flops)
 
     def extractor(self, run: Run, *, unit: bool):
         """split -> {value [N, C], label, index} of its videos."""
@@ -55,6 +61,8 @@ class Retrieve(Neighbours):
     unit_clips: bool
     centered: bool
 
+    rendered = ("test_swap", "test_cf")
+
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=self.unit_clips)
         gallery, queries = extract("train"), extract("test")
@@ -75,6 +83,11 @@ class Retrieve(Neighbours):
 class Knn(Neighbours):
     k: PositiveInt
     temperature: PositiveFloat
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        cost = super().estimate(name, costs)
+        cost.files |= costs.score_files(name)
+        return cost
 
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=False)

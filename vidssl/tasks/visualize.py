@@ -34,6 +34,7 @@ from vidssl.pictures.strips import Row, enlarged, frames_of, side_of, stack, str
 from vidssl.registry import ConfigError, PositiveFloat, PositiveInt
 from vidssl.reporting.curves import read_curves
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.costs import Cost, Costs
 
 Kind = Literal["inputs", "activations", "tsne", "confusion", "kernels", "neighbors", "curves"]
 EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> package
@@ -101,6 +102,13 @@ class Visualize(ClipOptions, Task):
     @property
     def reads_classifier(self) -> bool:
         return "confusion" in self.kinds
+
+    def estimate(self, name: str, costs: Costs) -> Cost:
+        lines = [f"{name}: {', '.join(self.kinds)}, as pictures/{name}-*"]
+        if not self.extracts:
+            return Cost(lines)
+        line, flops = costs.scoring(self, self.clips, self.extracts)
+        return Cost([*lines, f"  features of {line}"], flops)
 
     def problems(self) -> list[str]:
         missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
