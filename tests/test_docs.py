@@ -40,6 +40,11 @@ def test_a_method_is_one_python_file_and_one_yaml(tmp_path: Path, rendered: str)
     result = read_json(copy / "run/result.json")
     assert "speed_top1" in result["pretrain"]
     assert "top1" in result["knn"]
+    method = (copy / "vidssl/methods/speed.py").read_text()
+    (copy / "vidssl/methods/speed.py").write_text(method.replace("self.augment", "self.color"))
+    assert (
+        launched(*PRETRAIN, "task=pretrain", "frame_stride=2", "pretrain.max_steps=1", "output=other").returncode == 0
+    )
     wrong = launched("method.hiden=3", "pretrain.batch_size=8")
     assert wrong.returncode == 2
     assert "Did you mean method.hidden?" in wrong.stderr

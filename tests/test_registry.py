@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -120,3 +122,24 @@ def test_intervals() -> None:
     assert not Within("[0, 1)").allows(1)
     assert not Within("(0, inf)").allows(0)
     assert Within("(0, inf)").allows(1e300)
+
+
+def test_a_broken_file_takes_away_only_its_own_parts_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    room = tmp_path / "brokenroom"
+    room.mkdir()
+    (room / "__init__.py").write_text(
+        "from vidssl.registry import Registry\nTHINGS = Registry('thing', 'brokenroom')\n"
+    )
+    (room / "good.py").write_text("from brokenroom import THINGS\n@THINGS.register('good')\ndef good(): return 7\n")
+    (room / "bad.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    things = importlib.import_module("brokenroom").THINGS
+    assert things.names() == ["good"]
+    assert things.build({"name": "good"}) == 7
+    assert capsys.readouterr().err.count("brokenroom.bad cannot be imported (ModuleNotFoundError: No module named") == 1
+    with pytest.raises(ConfigError, match=r"thing=bad: no such name.*brokenroom\.bad cannot be imported: Module"):
+        things.get("bad")
+    (problem,) = things.check({"name": "bad"}, "thing")
+    assert "brokenroom.bad cannot be imported" in problem

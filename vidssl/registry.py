@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -51,7 +52,9 @@ class Registry:
 
     def __init__(self, kind: str, home: str):
         self.kind, self.home = kind, home
+        self.broken: dict[str, str] = {}  # module that cannot be imported -> why
         self._parts: dict[str, Callable] = {}
+        self._filled = False
 
     def register(self, *names: str) -> Callable[[Callable], Callable]:
         def enter(part: Callable) -> Callable:
@@ -69,8 +72,12 @@ class Registry:
     def get(self, name: str) -> Callable:
         self._fill()
         if name not in self._parts:
-            raise ConfigError(unknown(self.kind, name, self.names(), "names"))
+            raise ConfigError(self._unknown(self.kind, name))
         return self._parts[name]
+
+    def _unknown(self, key: str, name: str) -> str:
+        broken = "".join(f". {module} cannot be imported: {reason}" for module, reason in self.broken.items())
+        return unknown(key, name, self.names(), "names") + broken
 
     def check(self, section: Any, key: str) -> list[str]:
         """Problems of a configuration section `{name: ..., option: ...}` that stands under `key`."""
@@ -78,7 +85,7 @@ class Registry:
             return [f"{key}={section!r}: choose one of {', '.join(self.names())}"]
         name = section["name"]
         if name not in self.names():
-            return [unknown(f"{key}.name", name, self.names(), "names")]
+            return [self._unknown(f"{key}.name", name)]
         return check_options(self.get(name), {k: v for k, v in section.items() if k != "name"}, key)
 
     def build(self, section: dict, *parts: Any) -> Any:
@@ -87,9 +94,18 @@ class Registry:
         return make(*parts, **read_options(make, {k: v for k, v in section.items() if k != "name"}))
 
     def _fill(self) -> None:
+        """Import the modules of `home`. A broken one takes away only its own parts: it is named, once."""
+        if self._filled:
+            return
+        self._filled = True
         home = importlib.import_module(self.home)
         for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
-            importlib.import_module(f"{self.home}.{module.name}")
+            name = f"{self.home}.{module.name}"
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # whatever a module does when it is imported
+                self.broken[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                print(f"warning: {name} cannot be imported ({self.broken[name]})", file=sys.stderr)
 
 
 def nearest(given: Any, allowed: Iterable[str], cutoff: float = 0.5) -> str | None:

@@ -15,6 +15,7 @@ from vidssl.engine.log import Log
 from vidssl.engine.loop import NotFinite, Trainer, TrainerOptions
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.learner import Learner, StepOutput
+from vidssl.registry import ConfigError
 
 
 class Input(NamedTuple):
@@ -187,3 +188,36 @@ def test_nothing_to_train_is_nothing_changed(tmp_path: Path) -> None:
     trainer(tmp_path, learner, epochs=0).fit(Data(6))
     assert weights(learner) == before
     assert (tmp_path / "last.pt").exists()
+
+
+class Changing(Regression):
+    """Gives another scalar from its third step on."""
+
+    def forward(self, views: Input) -> StepOutput:
+        output = super().forward(views)
+        return output if self.calls < 3 else StepOutput(output.loss, {"thrice": output.loss.detach()})
+
+
+def test_scalars_that_change_their_names_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^Changing: a step's scalars are called thrice, those before twice; [^\n]*$"
+    ):
+        trainer(tmp_path, Changing()).fit(Data(4))
+
+
+def test_progress_says_no_loss_before_one_is_read_back(tmp_path: Path) -> None:
+    learning = trainer(tmp_path, Regression())
+    assert " loss - " in learning._note()
+    learning.fit(Data(4))
+    assert f" loss {learning.last_loss:.3f} " in learning._note()
+
+
+def test_learning_rates_of_several_groups_are_logged_apart(tmp_path: Path) -> None:
+    learner = Regression()
+    groups = [{"params": [learner.backbone.weight], "lr": 0.02}, {"params": [learner.backbone.bias], "lr": 0.002}]
+    learning = trainer(tmp_path, learner)
+    learning.optimizer = OPTIMIZERS.build({"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}, groups)
+    learning.base_rates = [0.02, 0.002]
+    learning.fit(Data(4))
+    for row in read_lines(tmp_path / "metrics.jsonl"):
+        assert row["lr_1"] == pytest.approx(0.1 * row["lr"])

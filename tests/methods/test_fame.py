@@ -29,7 +29,7 @@ def test_golden_swap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = golden(f"fame/{name}.npz")
     clip = torch.from_numpy(file["video_u8"]).float() / 255
     method = fame(beta=float(file["beta"]))
-    monkeypatch.setattr(method, "donors", lambda count: torch.from_numpy(file["index"]))
+    monkeypatch.setattr(method, "donor_index", lambda count: torch.from_numpy(file["index"]))
     mask = file["mask"][:, None, None].astype(bool)
     expected = np.where(mask, file["video_u8"], file["video_u8"][file["index"]])
     left, right = method.mix(clip, clip)

@@ -190,3 +190,11 @@ def _train(model: torch.nn.Module, learner: Learner, views: list[Any]) -> list[f
         optimizer.step()
         losses.append(out.loss.item())
     return losses
+
+
+def test_clips_are_shown_as_they_were_before_normalization_and_between_their_extremes_where_nobody_knows() -> None:
+    learner, clip = method("moco", "recipe=demo"), torch.rand(2, 3, 4, 8, 8)
+    normalized = (clip - learner.augment.mean) / learner.augment.std
+    torch.testing.assert_close(learner.shown(normalized), clip)
+    shown = Learner().shown(5 * clip - 2)
+    assert (shown.min().item(), shown.max().item()) == (0.0, 1.0)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.conftest import composed, launch, make_video
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.data.manifest import Listing
 from vidssl.engine.checkpoint import save_backbone, save_state
+from vidssl.learner import Learner
+from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError
 from vidssl.run.check import adopt_backbone, check
 from vidssl.run.command import WRONG
@@ -32,6 +35,24 @@ def classifier(file: Path, classes: int) -> Path:
 
 def problems(*words: str) -> list[str]:
     return check(composed("accelerator=cpu", "backbone.width=4", *words))
+
+
+class Reads(Learner):
+    """A method whose constructor looks at a value."""
+
+    def __init__(self, backbone: nn.Module, augment: nn.Module):
+        super().__init__()
+        self.backbone, self.scale = backbone, torch.ones(3).sum().item()
+
+
+def test_a_method_whose_constructor_reads_values_is_answered_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS._parts, "reads", Reads)
+    config = composed("accelerator=cpu", "backbone.width=4", "task=pretrain")
+    config["method"] = {"name": "reads"}
+    (line,) = check(config)
+    assert line.startswith("method=reads: cannot be built without values of tensors (RuntimeError: ")
+    assert "docs/adding-a-method.md" in line
+    assert "\n" not in line
 
 
 def test_a_classifier_of_other_classes_is_refused_by_every_task_that_starts_from_one(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wan
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
-from vidssl.registry import NonNegativeFloat, NonNegativeInt, PositiveInt
+from vidssl.registry import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer torch renames it
@@ -94,8 +94,10 @@ class Trainer:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.progress = Progress(metrics=log.position())
-        self.on_device: list[tuple[float, list[str], Tensor]] = []  # rate, names, values of steps not read back yet
-        self.last_loss = float("nan")
+        # Learning rates, names and values of the scalars of steps that were not read back yet
+        self.on_device: list[tuple[dict[str, float], list[str], Tensor]] = []
+        self.last_loss: float | None = None  # not read back yet
+        self.names: list[str] | None = None  # of a step's scalars
         self.begun_at, self.steps, self.clips, self.waited = time.monotonic(), 0, 0, 0.0  # of this start
 
     def fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float] | None] | None = None) -> Progress:
@@ -194,11 +196,30 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         scalars = {"loss": torch.stack([output.loss.detach() for output in outputs]).mean()}
-        for name in outputs[0].scalars:
+        for name in self._scalar_names(outputs):
             scalars[name] = torch.stack([output.scalars[name].detach().float() for output in outputs]).mean()
-        self.on_device.append((base * rate, list(scalars), torch.stack(list(scalars.values()))))
+        self.on_device.append((self._rates(), list(scalars), torch.stack(list(scalars.values()))))
         self.steps += 1
         return updated
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rates by the names under which they are logged: lr, and lr_1, ... of groups with other rates."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        others = {f"lr_{i}": rate for i, rate in enumerate(rates) if self.base_rates[i] != self.base_rates[0]}
+        return {"lr": rates[0]} | others
+
+    def _scalar_names(self, outputs: list[StepOutput]) -> list[str]:
+        """Of this step. Raises ConfigError if they are not those of the steps before."""
+        names = [sorted(output.scalars) for output in outputs]
+        if self.names is None:
+            self.names = names[0]
+        other = next((each for each in names if each != self.names), None)
+        if other is not None:
+            raise ConfigError(
+                f"{type(self.learner).__name__}: a step's scalars are called {', '.join(other) or 'nothing'}, "
+                f"those before {', '.join(self.names) or 'nothing'}; every step must give the same names"
+            )
+        return list(outputs[0].scalars)
 
     def _take(self, batches: Iterator[Batch]) -> Batch:
         begun = time.monotonic()
@@ -248,15 +269,15 @@ class Trainer:
             return
         values = distributed.mean(torch.stack([row for _, _, row in self.on_device])).tolist()
         first = self.progress.step - len(values) + 1
-        for step, (lr, names, _), row in zip(range(first, first + len(values)), self.on_device, values, strict=True):
+        for step, (rates, names, _), row in zip(range(first, first + len(values)), self.on_device, values, strict=True):
             scalars = dict(zip(names, row, strict=True))
             if not all(map(math.isfinite, row)):
                 told = ", ".join(f"{name}={value:g}" for name, value in scalars.items())
                 raise NotFinite(
-                    f"{self.task}: not finite at step {step}: {told}, lr={lr:g}. Nothing was saved since; a lower "
-                    f"{self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
+                    f"{self.task}: not finite at step {step}: {told}, lr={rates['lr']:g}. Nothing was saved since; "
+                    f"a lower {self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
                 )
-            self.progress.recent.append({**scalars, "lr": lr})
+            self.progress.recent.append(scalars | rates)
             self.progress.epoch_loss += scalars["loss"]
         self.last_loss = scalars["loss"]
         self.on_device = []
@@ -267,7 +288,7 @@ class Trainer:
         recent = self.progress.recent
         if recent:
             means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-            means["lr"] = recent[-1]["lr"]
+            means |= {name: value for name, value in recent[-1].items() if name.startswith("lr")}  # of the last step
             self.log.scalars(self.task, self.progress.step, self.progress.step / steps_per_epoch, means)
             self.progress.last = means
         self.progress.recent = []
@@ -284,8 +305,9 @@ class Trainer:
 
     def _note(self) -> str:
         speed = self.speed()
+        loss = "-" if self.last_loss is None else f"{self.last_loss:.3f}"
         return (
-            f"epoch {self.progress.epoch + 1}/{self.epochs} loss {self.last_loss:.3f} "
+            f"epoch {self.progress.epoch + 1}/{self.epochs} loss {loss} "
             f"{speed['clips_per_second']:.0f} clips/s waiting {speed['waiting_for_data']:.0%}"
         )
 

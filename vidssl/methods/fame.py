@@ -67,4 +67,7 @@ class FAME(MoCo):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         left, right = batch.clips.float().div(255).unbind(dim=1)
         mask = self.foreground(left)[:, None, None].expand_as(left).float()
-        return {"clip": left, "foreground": mask, "swapped": self.mix(left, right)[0]}
+        swapped = self.mix(left, right)[0]
+        if self.background == "inter":  # for a picture, never its own
+            swapped = swap(left, derangement(len(left)), self.foreground(left))
+        return {"clip": left, "foreground": mask, "swapped": swapped}

@@ -160,6 +160,12 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             method = METHODS.build(config["method"], backbone, nn.Identity())
         except ConfigError as error:
             method, problems = None, error.problems
+        except Exception as error:  # of anybody's method, which should be answered in a line as well
+            method = None
+            problems.append(
+                f"method={config['method']['name']}: cannot be built without values of tensors "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); the check builds it on the meta device, see docs/adding-a-method.md"
+            )
     ranks = config["devices"] * config["nodes"]
     parts = ranks * config["trainer"]["accumulate"]
     for key, task in tasks.items():

@@ -73,8 +73,7 @@ class Pretrain(TrainOptions, ClipOptions, Task):
             run.log.picture("pretrain", name, step, contact_sheet(clip))
         for name, view in learner.views(batch)._asdict().items():
             if isinstance(view, Tensor) and view.ndim == 5:
-                clip = view * learner.augment.std + learner.augment.mean
-                run.log.picture("pretrain", f"input-{name}", step, contact_sheet(clip))
+                run.log.picture("pretrain", f"input-{name}", step, contact_sheet(learner.shown(view)))
 
 
 def fill_steps(method: dict[str, Any]) -> int:

@@ -253,7 +253,11 @@ class Album:
     def inputs(self) -> Pictures:
         """What the method shows of its work, and what its networks get."""
         augmentation, clip = pretraining(self.run.config, self.options)
-        learner = build.method(replace(self.run, checkpoint=None), augmentation).to(self.run.device)
+        method = self.run.config["method"]
+        if "allow_self" in method:  # a picture of a swapped background shows another one
+            method = {**method, "allow_self": False}
+        run = replace(self.run, checkpoint=None, config={**self.run.config, "method": method})
+        learner = build.method(run, augmentation).to(self.run.device)
         batch = self.clips(learner.plan, augmentation, clip, company=True)
         shown = []
         torch.manual_seed(self.run.seed)
@@ -262,9 +266,7 @@ class Album:
         torch.manual_seed(self.run.seed)  # the same partners as before
         for name, view in learner.views(batch)._asdict().items():
             if isinstance(view, Tensor) and view.ndim == 5:
-                shown.append(
-                    (f"network input: {name.replace('_', ' ')}", view * learner.augment.std + learner.augment.mean)
-                )
+                shown.append((f"network input: {name.replace('_', ' ')}", learner.shown(view)))
         for number, title in enumerate(self.titles(batch)):
             rows = [Row(caption, frames_of(made[number], FRAMES)) for caption, made in shown]
             yield f"inputs-{number + 1}", strip(rows, title)
