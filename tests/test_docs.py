@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DATA, HOME, PRETRAIN, read_json
+from tests.conftest import DATA, HOME, PRETRAIN, make_video, read_json
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -18,37 +18,44 @@ def blocks(text: str) -> dict[str, str]:
     return {path: content for path, _, content in re.findall(r"^`([\w/.]+)`\n\n```(\w+)\n(.*?)^```", text, re.M | re.S)}
 
 
+def copied(folder: Path, page: str) -> dict[str, str]:
+    """A copy of the repository in `folder` with the files that a page of docs/ shows: path -> content."""
+    for part in ("vidssl", "conf", "sweeps"):
+        shutil.copytree(HOME / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HOME / "launch.py", folder)
+    files = blocks((HOME / "docs" / page).read_text())
+    for path, content in files.items():
+        assert not (folder / path).exists()
+        (folder / path).write_text(content)
+    return files
+
+
+def launched(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "launch.py", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.slow
 def test_a_method_is_one_python_file_and_one_yaml(tmp_path: Path, rendered: str) -> None:
     """docs/adding-a-method.md, in a copy of the repository."""
     copy = tmp_path / "copy"
-    for part in ("vidssl", "conf", "sweeps"):
-        shutil.copytree(HOME / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HOME / "launch.py", copy)
-    files = blocks((HOME / "docs/adding-a-method.md").read_text())
-    assert sorted(files) == ["conf/method/speed.yaml", "vidssl/methods/speed.py"]
-    for path, content in files.items():
-        assert not (copy / path).exists()
-        (copy / path).write_text(content)
+    assert sorted(copied(copy, "adding-a-method.md")) == ["conf/method/speed.yaml", "vidssl/methods/speed.py"]
 
-    def launched(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "launch.py", "method=speed", *DATA, f"dataset.root={rendered}", *words]
-        return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
+    def speed(*words: str) -> subprocess.CompletedProcess:
+        return launched(copy, "method=speed", *DATA, f"dataset.root={rendered}", *words)
 
-    done = launched(*PRETRAIN, "task=[pretrain,knn]", "frame_stride=2", "pretrain.epochs=1", "output=run")
+    done = speed(*PRETRAIN, "task=[pretrain,knn]", "frame_stride=2", "pretrain.epochs=1", "output=run")
     assert done.returncode == 0, done.stderr
     result = read_json(copy / "run/result.json")
     assert "speed_top1" in result["pretrain"]
     assert "top1" in result["knn"]
     method = (copy / "vidssl/methods/speed.py").read_text()
     (copy / "vidssl/methods/speed.py").write_text(method.replace("self.augment", "self.color"))
-    assert (
-        launched(*PRETRAIN, "task=pretrain", "frame_stride=2", "pretrain.max_steps=1", "output=other").returncode == 0
-    )
-    wrong = launched("method.hiden=3", "pretrain.batch_size=8")
+    assert speed(*PRETRAIN, "task=pretrain", "frame_stride=2", "pretrain.max_steps=1", "output=other").returncode == 0
+    wrong = speed("method.hiden=3", "pretrain.batch_size=8")
     assert wrong.returncode == 2
     assert "Did you mean method.hidden?" in wrong.stderr
-    assert "must lie in [1, inf)" in launched("method.hidden=0", *PRETRAIN).stderr
+    assert "must lie in [1, inf)" in speed("method.hidden=0", *PRETRAIN).stderr
 
 
 def test_every_recipe_stands_in_the_table_of_reproductions() -> None:
@@ -61,3 +68,29 @@ def test_every_recipe_names_its_source_and_what_was_published() -> None:
         text = file.read_text()
         for word in (f"experiment={file.stem} ", "# Source: ", "Original hardware: ", "Published: ", "Changed: "):
             assert word in text, f"{file.name}: {word}"
+
+
+@pytest.mark.slow
+def test_a_backbone_a_data_set_and_a_metric_are_one_python_file_and_one_yaml_each(tmp_path: Path) -> None:
+    """docs/extending.md, in a copy of the repository."""
+    copy = tmp_path / "copy"
+    files = copied(copy, "extending.md")
+    assert sorted(file.split("/")[1] for file in files) == [
+        "backbone", "backbones", "data", "dataset", "task", "tasks",
+    ]  # fmt: skip
+    for name in ("left", "right"):
+        for number in range(8):
+            make_video(tmp_path / "videos" / f"{name}-{number}.mp4", frames=10)
+    data = ("dataset=pairs", f"dataset.root={tmp_path}/videos", "recipe=demo", "data.workers=0", "accelerator=cpu")
+    words = (*data, "backbone=plain", "pretrain.batch_size=4", "pretrain.max_steps=2")
+    done = launched(copy, *words, "task=[pretrain,retrieve,uniformity]", "output=run")
+    assert done.returncode == 0, done.stderr
+    result = read_json(copy / "run/result.json")
+    assert -10 < result["uniformity"]["uniformity"] <= 0
+    assert "R@1" in result["retrieve"]
+    plan = launched(copy, *data, "task=uniformity", f"checkpoint={copy}/run", "check_only=true")
+    assert plan.returncode == 0, plan.stderr
+    assert "backbone=plain" in plan.stdout
+    wrong = launched(copy, *data, "task=uniformity", "checkpoint=none", "uniformity.t=0", "backbone=plain")
+    assert wrong.returncode == 2
+    assert "uniformity.t=0: must lie in (0, inf)" in wrong.stderr

@@ -48,8 +48,8 @@ class Learner(nn.Module):
         return {}
 
     def shown(self, clip: Tensor) -> Tensor:
-        """A clip of `views` in about [0, 1]: without the normalization of `self.augment`, if that has mean and std, else
-        between its lowest and highest value."""
+        """A clip of `views` in about [0, 1]: without the normalization of `self.augment`, if that has mean and std,
+        else between its lowest and highest value."""
         mean, std = (getattr(getattr(self, "augment", None), name, None) for name in ("mean", "std"))
         if isinstance(mean, Tensor) and isinstance(std, Tensor):
             return clip * std + mean

@@ -164,7 +164,8 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             method = None
             problems.append(
                 f"method={config['method']['name']}: cannot be built without values of tensors "
-                f"({type(error).__name__}: {' '.join(str(error).split())}); the check builds it on the meta device, see docs/adding-a-method.md"
+                f"({type(error).__name__}: {' '.join(str(error).split())}); the check builds it on the meta device, "
+                "see docs/adding-a-method.md"
             )
     ranks = config["devices"] * config["nodes"]
     parts = ranks * config["trainer"]["accumulate"]
