@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vidssl.augment.photometric import AUGMENTS
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import ClipPlan
+from vidssl.data import classes as names
 from vidssl.data.cache import Form, folder_of, problems, with_copies
 from vidssl.data.dataset import ClipDataset
 from vidssl.data.loader import ClipLoader, DataOptions
@@ -148,12 +149,91 @@ def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
     )
 
 
-def classifier(run: Run, network: nn.Module) -> Classifier | None:
-    """The last layer of the run's checkpoint behind its backbone, in evaluation mode, if it has one."""
+def misfit(weights: Weights, wanted: dict) -> str:
+    """Why weights of an unknown backbone do not fit `wanted`, and which backbones are in them or nearest to them."""
+    sizes = {name: value.shape for name, value in weights.backbone.items()}
+    networks, alike, inside = {}, {}, []
+    for section in [wanted, *({"name": name} for name in BACKBONES.names() if not schema(BACKBONES.get(name)))]:
+        with torch.device("meta"):
+            network = networks[section["name"]] = BACKBONES.build(section)
+        own = {name: value.shape for name, value in network.state_dict().items()}
+        alike[section["name"]] = len(sizes.items() & own.items())
+        inside += [f"{prefix} (backbone={section['name']})" for prefix in _prefixes(own, sizes)]
+    nearest = max(alike, key=lambda name: alike[name])  # the first of equals
+    if inside:
+        return (
+            f"has a whole network under {', '.join(inside)} beside other parts; write one with torch.save to a file of "
+            "its own, names without that prefix"
+        )
+    if not alike[nearest]:
+        shown = ", ".join(f"{name} {list(size)}" for name, size in list(sizes.items())[:3])
+        more = ", ..." if len(sizes) > 3 else ""
+        return f"none of its {len(sizes)} tensors has name and size of one in any of {', '.join(alike)}: {shown}{more}"
+    try:
+        told = "; ".join(load_backbone(weights, networks[nearest]).lines())
+    except ConfigError as error:
+        told = str(error).removeprefix("does not fit the backbone: ")
+    equals = [name for name in alike if alike[name] == alike[nearest] and name != nearest]
+    others = f" with {', '.join(equals)}" if equals else ""
+    return f"does not fit backbone={nearest}{'' if nearest == wanted['name'] else f', the nearest{others}'}: {told}"
+
+
+def _prefixes(own: dict[str, torch.Size], sizes: dict[str, torch.Size]) -> list[str]:
+    """In front of which names all of a network's own stand among others."""
+    first = "." + next(iter(own))
+    found = [name.removesuffix(first) + "." for name in sizes if name.endswith(first)]
+    return [prefix for prefix in found if all(sizes.get(prefix + name) == size for name, size in own.items())]
+
+
+def classifier(run: Run, network: nn.Module, classes: Sequence[str] | None = None) -> Classifier | None:
+    """The last layer of the run's checkpoint behind its backbone, in evaluation mode, if it has one.
+
+    classes: what the data set calls its classes, in whose order the answers come; None: all, as the file has them. The
+    layer is put where the network is.
+    """
     weights = None if run.checkpoint in (None, UNTRAINED) else load_weights(run.checkpoint)
     if weights is None or not weights.classifier:
         return None
-    return restored(network, nn.Identity(), weights.classifier, unit=weights.unit).to(run.device).eval()
+    layer = weights.classifier
+    if classes is not None:
+        rows, remark = class_rows(weights, classes, run.config["dataset"]["name"])
+        if remark:
+            run.log.say(f"checkpoint {run.checkpoint}: {remark}")
+        layer = {name: value[rows] for name, value in layer.items()}
+    place = next(network.parameters()).device
+    return restored(network, nn.Identity(), layer, unit=weights.unit).to(place).eval()
+
+
+def class_rows(weights: Weights, classes: Sequence[str], dataset: str) -> tuple[list[int], str | None]:
+    """Which row of the classifier tells each of a data set's classes, and what a user should know of that.
+
+    Where names are not known on both sides, their number decides. Raises ConfigError if the classifier does not tell
+    all of them.
+    """
+    told, known = len(weights.classifier["bias"]), weights.classes
+    if not known or names.are_numbers(known) or names.are_numbers(classes):
+        if told != len(classes):
+            raise ConfigError(f"its classifier tells {told} classes, dataset={dataset} has {len(classes)}")
+        if not known or names.are_numbers(known) != names.are_numbers(classes):
+            whose = "the classifier's" if not known or names.are_numbers(known) else f"dataset={dataset}'s"
+            return list(range(told)), f"{whose} classes have no names, so that classes are compared by number alone"
+        return names.places(classes, known), None
+    foreign = names.lacking(classes, known)
+    if foreign:
+        raise ConfigError(
+            f"its classifier tells {told} other classes ({_some(known)}), not {len(foreign)} of the {len(classes)} of "
+            f"dataset={dataset} ({_some(foreign)})"
+        )
+    rows, remark = names.places(classes, known), None
+    if len(rows) < told:
+        remark = f"its classifier tells {told} classes; the {len(rows)} of dataset={dataset} are taken by name"
+    elif rows != list(range(told)):
+        remark = f"its classifier has the classes in another order; they are put in that of dataset={dataset}"
+    return rows, remark
+
+
+def _some(those: Sequence[str]) -> str:
+    return ", ".join(those[:3]) + (", ..." if len(those) > 3 else "")
 
 
 def method(run: Run, augmentation: Augmentation) -> Learner:
@@ -204,10 +284,13 @@ def manifest(run: Run, split: str, window: int, *, training: bool) -> Manifest:
                 distributed.barrier()
         if not len(run.manifests[key]):
             raise ConfigError(
-                f"dataset.root={files.root}: no video of the {split} split can be used; "
-                + "; ".join(f"{len(found)} {flaw}" for flaw, found in run.manifests[key].flaws.items() if found)
+                f"dataset.root={files.root}: no video of the {split} split can be used; {_flaws(run.manifests[key])}"
             )
     return run.manifests[key]
+
+
+def _flaws(videos: Manifest) -> str:
+    return "; ".join(f"{len(found)} {flaw}" for flaw, found in videos.flaws.items() if found)
 
 
 def _scanned(
@@ -239,13 +322,16 @@ def cache_folder(files: Listing, options: DataOptions) -> Path:
 
 
 def training_loader(
-    run: Run, plan: ClipPlan, crop: dict, clip: ClipOptions, batch_size: int, *, split: str = "train"
+    run: Run, task: str, plan: ClipPlan, crop: dict, clip: ClipOptions, batch_size: int, *, split: str = "train"
 ) -> ClipLoader:
     """Shuffled, whole batches only. batch_size: over all ranks and accumulated parts."""
     accumulate = run.config["trainer"]["accumulate"]
     videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=True)
     if len(videos) < batch_size:
-        raise ConfigError(f"batch_size={batch_size}: the {split} split has only {len(videos)} videos that can be used")
+        raise ConfigError(
+            f"{task}.batch_size={batch_size}: only {len(videos)} videos of the {split} split can be used "
+            f"({_flaws(videos)}), so that it must be {len(videos)} or less"
+        )
     size = batch_size // (distributed.world() * accumulate)
     return _loader(run, videos, plan, crop, clip, size, training=True)
 
@@ -338,8 +424,12 @@ def trainer(
     *,
     file: Path | None,
     groups: list[dict[str, Any]] | None = None,
+    classes: Sequence[str] = (),
 ) -> Trainer:
-    """groups: parameters with learning rates of their own, as torch's optimizers take them; None: all with one."""
+    """groups: parameters with learning rates of their own, as torch's optimizers take them; None: all with one.
+
+    classes: names of what the learner tells apart, for its states.
+    """
     if run.config["compile"]:
         mode = "reduce-overhead" if run.config["compile"] == "graphs" else None
         for module in learner.modules():
@@ -361,4 +451,5 @@ def trainer(
         seed=run.seed,
         device=run.device,
         precision=run.precision,
+        classes=classes,
     )

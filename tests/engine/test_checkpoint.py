@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.engine.checkpoint import (
@@ -87,6 +88,35 @@ def test_nothing_of_others_is_executed(tmp_path: Path) -> None:
     assert not Path("executed").exists()
     with pytest.raises(ConfigError, match="no such file"):
         load_weights(tmp_path / "nowhere.pt")
+
+
+def test_a_folder_without_a_last_state_names_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no last.pt in this folder; give"):
+        load_weights(tmp_path)
+    (tmp_path / "last.pt").mkdir()
+    (tmp_path / "epoch-3.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no last.pt in this folder; it has .*epoch-3.pt"):
+        load_weights(tmp_path)
+    for name in ("a" * 5000, "nowhere/last.pt", "a\0b", "~nobody-of-this-name/last.pt"):
+        with pytest.raises(ConfigError, match="no such file"):
+            load_weights(name)
+
+
+@pytest.mark.parametrize("note", ["resnet", '"r3d_18"', "[1]", "{}"])
+def test_a_header_of_others_is_no_configuration(note: str, tmp_path: Path) -> None:
+    tensors = {"stem.0.weight": torch.zeros(2), "fc.weight": torch.zeros(4, 2), "fc.bias": torch.zeros(4)}
+    save_file({f"module.{name}": value for name, value in tensors.items()}, tmp_path / "a.pth", {"backbone": note})
+    weights = load_weights(tmp_path / "a.pth")
+    assert weights.section is None
+    assert list(weights.backbone) == ["stem.0.weight"]
+    assert weights.classifier["weight"].shape == (4, 2)
+
+
+def test_a_state_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    save_state(tmp_path / "a.pt", state(classes=["up", "down"]))
+    assert load_weights(tmp_path / "a.pt").classes == ("up", "down")
+    save_state(tmp_path / "old.pt", state())
+    assert load_weights(tmp_path / "old.pt").classes == ()
 
 
 def test_a_backbone_comes_back_from_state_folder_and_safetensors(tmp_path: Path) -> None:

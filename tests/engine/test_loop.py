@@ -76,14 +76,14 @@ OPTIONS = TrainerOptions(
 
 def trainer(
     folder: Path, learner: Learner, *, options: dict | None = None, epochs: int = 3, precision: str = "fp32",
-    max_steps: int | None = None, lr: float = 0.02,
+    max_steps: int | None = None, lr: float = 0.02, classes: tuple[str, ...] = (),
 ) -> Trainer:  # fmt: skip
     optimizer = OPTIMIZERS.build({"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": 0.0}, learner.parameters())
     schedule = SCHEDULES.build({"name": "cosine", "warmup_epochs": 1, "warmup_from": 0.1, "every": "step"})
     return Trainer(
         learner, optimizer, schedule, Log(folder), task="pretrain", file=folder / "last.pt", config={"seed": 5},
         options=TrainerOptions(**{**vars(OPTIONS), **(options or {})}), epochs=epochs, max_steps=max_steps, seed=5,
-        device=torch.device("cpu"), precision=precision,
+        device=torch.device("cpu"), precision=precision, classes=classes,
     )  # fmt: skip
 
 
@@ -126,6 +126,16 @@ def test_stopped_and_continued_it_ends_bit_for_bit_where_it_would_have(
     for name in ("last.pt", "best.pt"):
         ours, theirs = (torch.load(folder / name, weights_only=True)["progress"] for folder in (parts, whole))
         assert ours == theirs
+
+
+def test_states_name_the_classes_and_go_on_with_the_same_alone(tmp_path: Path) -> None:
+    trainer(tmp_path, Regression(), max_steps=2).fit(Data(6))
+    assert "classes" not in torch.load(tmp_path / "last.pt", weights_only=True)
+    trainer(tmp_path, Regression(), max_steps=4, classes=("up", "down")).fit(Data(6))  # from one that names none
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["classes"] == ["up", "down"]
+    assert trainer(tmp_path, Regression(), max_steps=6, classes=("up", "down")).fit(Data(6)).step == 6
+    with pytest.raises(ConfigError, match=r"trained on other classes, 2 \(up, down, ...\); the data set has 3 \(down"):
+        trainer(tmp_path, Regression(), classes=("down", "left", "up")).fit(Data(6))
 
 
 def test_parts_of_a_batch_add_up_to_the_batch(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.conftest import GOLDEN, fill, golden, normal, slow
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone
+from vidssl.engine.official import unwrapped
 from vidssl.evaluation.classifier import MapClassifier, restored
 from vidssl.registry import ConfigError
 
@@ -236,6 +237,54 @@ def test_names_may_come_without_wrappers_and_entries_without_a_checkpoint(file: 
     weights, _, report = load(state, tmp_path)
     assert not report.missing
     assert bool(weights.classifier) == (file in CLASSIFIERS)
+
+
+@pytest.mark.parametrize("around", ["model.", "net.encoder.", "module.model.", "model.module."])
+def test_names_of_modules_around_the_network_are_removed(around: str) -> None:
+    own = {"stem.0.weight": torch.zeros(1), "layer1.0.conv1.0.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}
+    assert unwrapped({around + key: value for key, value in own.items()}) == own
+
+
+@pytest.mark.parametrize("key", ["layers.0.weight", "stem.weight", "encoder_q.stem.weight"])
+def test_names_of_the_networks_own_parts_stay(key: str) -> None:
+    assert list(unwrapped({f"module.{key}": torch.zeros(1)})) == [key]
+
+
+@pytest.mark.parametrize("name", ["mc3_18", "tiny"])
+def test_a_network_beside_other_parts_is_found_with_numbers_left_aside(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        own = BACKBONES.build({"name": name, "width": 4} if name == "tiny" else {"name": name}).state_dict()
+    own = {key: torch.zeros(value.shape) for key, value in own.items()}
+    parts = {f"backbone.{key}": value for key, value in own.items()} | {"cls_head.fc.weight": torch.zeros(2, 3)}
+    torch.save({"net": {**parts, "epoch": 3, "best": np.float32(0.5)}}, tmp_path / "a.pth")
+    weights = build.read_weights(str(tmp_path / "a.pth"))
+    assert weights.section == (None if name == "tiny" else {"name": name})
+    assert weights.backbone.keys() == own.keys()
+    assert weights.ignored == {"cls_head.fc.weight": "unknown part"}
+
+
+def test_networks_within_other_weights_are_told() -> None:
+    with torch.device("meta"):
+        own = BACKBONES.build({"name": "mc3_18"}).state_dict()
+    state = {f"{part}.net.{key}": value for part in ("base", "slow") for key, value in own.items()}
+    told = build.misfit(Weights(state, {}, None, "state dict"), {"name": "tiny", "width": 4})
+    assert told.startswith("has a whole network under base.net. (backbone=mc3_18), slow.net. (backbone=mc3_18) beside")
+
+
+def test_of_weights_that_fit_nothing_the_nearest_backbone_is_told(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        own = BACKBONES.build({"name": "mc3_18"}).state_dict()
+    state = {key: torch.zeros(value.shape) for key, value in own.items()}
+    state["extra.weight"] = state.pop("layer4.1.conv2.0.weight")
+    torch.save(state, tmp_path / "a.pth")
+    weights = build.read_weights(str(tmp_path / "a.pth"))
+    told = "state dict: 119 tensors matched; 1 missing: layer4.1.conv2.0.weight; 1 unexpected: extra.weight"
+    assert build.misfit(weights, {"name": "tiny", "width": 4}) == f"does not fit backbone=mc3_18, the nearest: {told}"
+    assert build.misfit(weights, {"name": "mc3_18"}) == f"does not fit backbone=mc3_18: {told}"
+    torch.save({"patch.weight": torch.zeros(3, 2)}, tmp_path / "b.pth")
+    told = build.misfit(build.read_weights(str(tmp_path / "b.pth")), {"name": "tiny", "width": 4})
+    assert told.startswith("none of its 1 tensors has name and size of one in any of tiny, c3d, i3d")
+    assert told.endswith("patch.weight [3, 2]")
 
 
 def test_a_released_checkpoint_without_a_layer_fails_loudly(tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ from vidssl.tasks import TASKS
 TINY = {"name": "tiny", "width": 4}
 
 
-def classifier(file: Path, classes: int) -> Path:
-    """What a probe on `classes` classes leaves."""
+def classifier(file: Path, classes: int, names: list[str] | None = None) -> Path:
+    """What a probe on `classes` classes leaves; without names, what it left before states had them."""
     network = BACKBONES.build(TINY)
     learner = {f"backbone.{name}": value for name, value in network.state_dict().items()}
     learner |= {"head.weight": torch.zeros(classes, network.out_channels), "head.bias": torch.zeros(classes)}
     config = {"backbone": TINY, "linear": {"normalize": "none"}}
-    save_state(file, {"task": "linear", "config": config, "learner": learner, "backbone_prefix": "backbone."})
+    state = {"task": "linear", "config": config, "learner": learner, "backbone_prefix": "backbone."}
+    save_state(file, state if names is None else {**state, "classes": names})
     return file
 
 
@@ -66,6 +67,66 @@ def test_a_classifier_of_other_classes_is_refused_by_every_task_that_starts_from
                 assert words in line
     assert problems("task=test", f"checkpoint={classifier(tmp_path / 'fits.pt', 8)}") == []
     assert problems("task=[linear,test]", f"checkpoint={file}") == [], "linear leaves one that fits"
+
+
+def test_a_classifier_of_as_many_other_classes_is_refused_and_one_of_more_is_not(tmp_path: Path) -> None:
+    names = list(build.read_listing(composed()["dataset"], "test").classes)
+    for words in (["task=test"], ["task=bias"], ["task=visualize", "visualize.kinds=[confusion]"]):
+        told = problems(*words, f"checkpoint={classifier(tmp_path / 'a.pt', 8, [f'class {n}' for n in range(8)])}")
+        (line,) = [line for line in told if line.startswith("checkpoint")]
+        assert "its classifier tells 8 other classes (class 0, class 1, class 2, ...), not 8 of the 8 of" in line
+        assert names[0] in line
+        for known in (names[::-1], ["another", *names]):
+            file = classifier(tmp_path / "b.pt", len(known), known)
+            assert not [line for line in problems(*words, f"checkpoint={file}") if line.startswith("checkpoint")]
+
+
+def test_a_classifier_that_does_not_fit_the_backbone_is_refused(tmp_path: Path) -> None:
+    state = BACKBONES.build({"name": "mc3_18"}).state_dict()
+    torch.save({**state, "fc.weight": torch.zeros(8, 2048), "fc.bias": torch.zeros(8)}, tmp_path / "a.pth")
+    words = ["accelerator=cpu", "backbone=mc3_18", f"checkpoint={tmp_path}/a.pth", "crop_size=32", "clip_frames=8"]
+    (line,) = check(composed(*words, "task=test"))
+    assert "its classifier, weight [8, 2048] and bias [8], does not fit the 512 channels of backbone=mc3_18" in line
+    assert check(composed(*words, "task=retrieve")) == [], "needs no classifier"
+
+
+def test_weights_that_fit_nothing_are_refused_with_the_nearest_backbone(tmp_path: Path) -> None:
+    state = BACKBONES.build({"name": "mc3_18"}).state_dict()
+    state["extra"] = torch.zeros(1)
+    torch.save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, tmp_path / "a.pth")
+    (line,) = problems("task=retrieve", f"checkpoint={tmp_path}/a.pth")
+    assert "does not fit backbone=mc3_18, the nearest: state dict: 120 tensors matched" in line
+    assert "1 unexpected: extra" in line
+    assert "layers.0" not in line
+
+
+def test_a_single_video_of_which_batch_norm_gets_one_value_is_refused() -> None:
+    words = ["accelerator=cpu", "task=[finetune,linear]", "checkpoint=none", "clip_frames=4", "crop_size=8"]
+    config = composed(*words, "finetune.batch_size=1", "linear.batch_size=1")
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BACKBONES.build(TINY)(torch.zeros(1, 3, 4, 8, 8))
+
+    def with_finetune(**changes: int) -> list[str]:
+        return check({**config, "finetune": {**config["finetune"], **changes}})
+
+    def with_trainer(**changes: int | str) -> list[str]:
+        return check({**config, "trainer": {**config["trainer"], **changes}})
+
+    (line,) = with_finetune()
+    assert line.startswith("finetune.batch_size=1: batch norm needs two values of each channel or more")
+    assert "allowed: 2 or more" in line
+    assert with_finetune(batch_size=2) == with_finetune(clip_frames=8) == with_finetune(crop_size=16) == []
+    assert with_trainer(batch_norm="frozen") == []
+    config["finetune"]["batch_size"] = config["linear"]["batch_size"] = 3
+    (line,) = with_trainer(accumulate=3)
+    assert "allowed: 6 or more" in line
+
+
+def test_rates_that_no_video_can_choose_among_are_refused_before_work() -> None:
+    words = ["task=linear", "checkpoint=none", "linear.batch_size=4", "linear.rates=[0.1,1.0]"]
+    (line,) = problems(*words, "dataset.train_videos=4")
+    assert "no class has two training videos" in line
+    assert problems(*words, "dataset.train_videos=9") == []
 
 
 def test_a_classifier_of_other_classes_ends_with_status_2_before_work(tmp_path: Path, small: list[str]) -> None:

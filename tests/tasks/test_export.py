@@ -32,6 +32,17 @@ def test_a_chain_ends_in_files_that_answer_like_the_network(small: list[str], tm
     assert json.loads(about["vidssl.json"])["clip"] == [3, 8, 32, 32]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_chain_that_trained_on_a_gpu_is_exported(small: list[str], tmp_path: Path) -> None:
+    words = [*small, *LINEAR, "linear.epochs=1", "checkpoint=none", "output=run", "accelerator=cuda"]
+    for task in ("[linear,export]", "[finetune,export]"):
+        done = launch(
+            [f"task={task}", "finetune.epochs=1", "finetune.batch_size=8", *words, f"output={task}"], tmp_path
+        )
+        assert done.status == 0, done.err
+        assert read_json(tmp_path / task / "result.json")["export"]["largest_difference"] < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["s3dg"])
 def test_a_program_takes_any_number_of_clips(name: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vidssl import build
 from vidssl.build import Run
 from vidssl.engine.log import Log
 from vidssl.evaluation.classifier import Probe, Probes
-from vidssl.registry import read_options
+from vidssl.registry import ConfigError, read_options
 from vidssl.tasks.classify import Linear, held_out
 
 
@@ -152,6 +152,7 @@ def test_contradictions_are_told_before_work(changes: dict[str, Any], told: str)
 
 def test_scores_and_a_row_for_each_class_are_left(small: list[str], tmp_path: Path) -> None:
     figures, _, _ = probed(tmp_path, *small, "linear.epochs=2", "linear.batch_size=8")
+    classes = torch.load(tmp_path / "last.pt", weights_only=True)["classes"]
     left = load_file(tmp_path / "linear-scores.safetensors")
     assert (left["scores"].shape, left["scores"].dtype) == ((12, 8), torch.float32)
     assert left["index"].tolist() == list(range(12))
@@ -160,6 +161,17 @@ def test_scores_and_a_row_for_each_class_are_left(small: list[str], tmp_path: Pa
     with (tmp_path / "linear-classes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(int(row["videos"]) for row in rows) == 12
+    assert [row["class"] for row in rows] == classes
     each = [float(row["top1"]) for row in rows if row["top1"]]
     assert sum(each) / len(each) == pytest.approx(figures["class_top1"], abs=0.01)
     assert list(rows[0]) == ["class", "videos", "top1", "confused_with", "confused"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_with_fewer_usable_videos_than_a_batch_it_still_makes_a_step(accumulate: int, tmp_path: Path) -> None:
+    linear, run = prepared(tmp_path, "linear.batch_size=12", f"trainer.accumulate={accumulate}")
+    loader = linear.loader(run, torch.zeros(7, 2), torch.zeros(7, dtype=torch.int64))
+    assert len(loader) // accumulate == 1
+    with pytest.raises(ConfigError, match=r"trainer.accumulate=8: linear has only 7 videos to train on"):
+        linear, run = prepared(tmp_path, "linear.batch_size=16", "trainer.accumulate=8")
+        linear.loader(run, torch.zeros(7, 2), torch.zeros(7, dtype=torch.int64))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidssl.engine.official import read_official
+from vidssl.engine.weightfile import read_file
 from vidssl.registry import ConfigError
 
 FORMAT = 1
@@ -64,7 +62,7 @@ def keep_copy(state: Path, copy: Path) -> None:
 
 def load_state(path: Path) -> dict[str, Any]:
     """A state that `save_state` wrote. Raises ConfigError for anything else."""
-    state = _torch_load(path)
+    state = read_file(path).value
     if not _is_ours(state, path):
         raise ConfigError(f"{path}: not a training state")
     return state
@@ -99,55 +97,55 @@ class Weights:
     layout: str  # what kind of file it is
     ignored: dict[str, str] = field(default_factory=dict)  # name that belongs to neither -> what it is
     unit: bool = False  # the classifier wants features of length 1
+    classes: tuple[str, ...] = ()  # their names in the classifier's order; empty if the file does not say
 
 
 def find_checkpoint(given: str | os.PathLike) -> Path:
     """A file, or the last state of a run's folder. Raises ConfigError if there is none."""
-    path = Path(given).expanduser()
-    if path.is_dir():
-        path = path / "last.pt"
-    if not path.is_file():
+    path = Path(os.path.expanduser(given))  # as it is where there is no such user
+    if os.path.isdir(path) and not os.path.isfile(path / "last.pt"):
+        there = sorted(file for kind in ("*.pt", "*.safetensors") for file in map(str, path.glob(kind)))
+        have = f"; it has {', '.join(there[:4])}{' ...' if len(there) > 4 else ''}" if there else ""
+        raise ConfigError(f"checkpoint={given}: no last.pt in this folder{have}; give a file or a run's folder")
+    path = path / "last.pt" if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise ConfigError(f"checkpoint={given}: no such file; give a file, a run's folder, or none to start untrained")
     return path
 
 
 def load_weights(given: str | os.PathLike) -> Weights:
-    """The weights of our own states and safetensors files, and of released ones. Raises ConfigError for others."""
+    """The weights of our own states and safetensors files, and of released ones. What a file is, is read from what it
+    holds, never from its name. Raises ConfigError for others."""
     path = find_checkpoint(given)
-    if path.suffix == ".safetensors":
-        return _from_safetensors(path)
-    state = _torch_load(path)
-    if _is_ours(state, path):
-        learner, prefix = state["learner"], state["backbone_prefix"]
-        backbone = {key.removeprefix(prefix): value for key, value in learner.items() if key.startswith(prefix)}
-        head = {key.removeprefix("head."): value for key, value in learner.items() if key.startswith("head.")}
-        others = {key: key.partition(".")[0] for key in learner if not key.startswith((prefix, "head."))}
-        task, config = state["task"], state["config"]
-        unit = config[task].get("normalize") == "unit"
-        return Weights(backbone, head, config["backbone"], f"vidssl {task} state", others, unit)
+    state, header = read_file(path)
+    section = _section_in(header or {})
+    if section is not None:
+        return Weights(state, {}, section, "vidssl backbone")
+    if header is None and _is_ours(state, path):
+        return _of_state(state)
     released = read_official(state, path)
     return Weights(released.backbone, released.classifier, None, released.layout, released.ignored)
 
 
-def _from_safetensors(path: Path) -> Weights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-            section = json.loads((file.metadata() or {}).get("backbone", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"checkpoint={path}: not a readable safetensors file ({error})") from None
-    return Weights(tensors, {}, section, "vidssl backbone")
+def _of_state(state: dict[str, Any]) -> Weights:
+    learner, prefix = state["learner"], state["backbone_prefix"]
+    backbone = {key.removeprefix(prefix): value for key, value in learner.items() if key.startswith(prefix)}
+    head = {key.removeprefix("head."): value for key, value in learner.items() if key.startswith("head.")}
+    others = {key: key.partition(".")[0] for key in learner if not key.startswith((prefix, "head."))}
+    task, config = state["task"], state["config"]
+    return Weights(
+        backbone, head, config["backbone"], f"vidssl {task} state", others,
+        unit=config[task].get("normalize") == "unit", classes=tuple(state.get("classes", ())),
+    )  # fmt: skip
 
 
-def _torch_load(path: Path) -> Any:
+def _section_in(header: dict[str, str]) -> dict[str, Any] | None:
+    """The backbone's configuration, if `save_backbone` wrote this header."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # BE keeps its options so; nothing but a record
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"checkpoint={path}: cannot be read without executing code, or is damaged ({reason})"
-        ) from None
+        section = json.loads(header.get("backbone", "null"))
+    except json.JSONDecodeError:
+        return None
+    return section if isinstance(section, dict) and "name" in section else None
 
 
 @dataclass(frozen=True)

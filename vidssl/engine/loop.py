@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,10 +86,12 @@ class Trainer:
         seed: int,
         device: torch.device,
         precision: Precision,
+        classes: Sequence[str] = (),  # names of what the learner tells apart, by label
     ):
         self.learner, self.optimizer, self.schedule, self.log = learner, optimizer, schedule, log
         self.task, self.file, self.config, self.options = task, file, config, options
         self.epochs, self.max_steps, self.seed, self.device, self.precision = epochs, max_steps, seed, device, precision
+        self.classes = list(classes)
         self.channels_last = wants_channels_last(options.channels_last, precision, device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -348,12 +350,18 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
             "progress": vars(self.progress).copy(),
+            **({"classes": self.classes} if self.classes else {}),
         }
 
     def _restore(self) -> None:
         if self.file is None or not self.file.exists():
             return
         state = load_state(self.file)
+        if state.get("classes", self.classes) != self.classes:
+            then, now = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (state["classes"], self.classes))
+            raise ConfigError(
+                f"{self.file}: was trained on other classes, {then}; the data set has {now}; output=OTHER starts anew"
+            )
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         for kept in self.optimizer.state.values():

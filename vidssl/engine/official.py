@@ -7,6 +7,7 @@ a file is, is read from what it holds, never from its name.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from vidssl.registry import ConfigError
 
+CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights")  # of the names and tensors
 WRAPPERS = ("module.", "base_model.")  # DistributedDataParallel and DataParallel; BE's fine-tuning
 QUERY = "encoder_q."
+INNER = "backbone."  # of networks that have other parts beside it
 CLASSIFIERS = ("fc", "linear", "cp", "conv3d_0c_1x1_custom.conv3d")
 LEFT_ASIDE = {  # pattern of the name -> why it is of no use here
     r"encoder_k\.": "twin",
@@ -66,27 +69,53 @@ def read_official(state: Any, path: Path) -> Released:
     MoCo, FAME, DCLR and FIMA keep {state_dict: encoder_q.*, encoder_k.*, queues, ...}, BE {model: layers and id_head};
     classifiers have the layers and a last one. Raises ConfigError for anything else.
     """
-    entries = state
-    for key in ("state_dict", "model"):
-        entries = entries.get(key, entries) if isinstance(entries, dict) else None
-    if not isinstance(entries, dict) or not entries or not all(isinstance(v, Tensor) for v in entries.values()):
-        raise ConfigError(
-            f"checkpoint={path}: holds no state_dict of tensors; not a checkpoint of ours or of a release"
-        )
-    for wrapper in WRAPPERS:
-        entries = {key.removeprefix(wrapper): value for key, value in entries.items()}
-    ignored = {key: why for key in entries if (why := _why_ignored(key))}
+    entries = unwrapped(_tensors_in(state, path))
+    inner = {key.removeprefix(INNER): value for key, value in entries.items() if key.startswith(INNER)}
+    ignored = {key: "unknown part" for key in entries if inner and not key.startswith(INNER)}
+    entries = inner or entries
+    aside = {key: why for key in entries if (why := _why_ignored(key))}
     if any(key.startswith(QUERY) for key in entries):
-        own = {key.removeprefix(QUERY): v for key, v in entries.items() if key.startswith(QUERY) and key not in ignored}
-        ignored |= {key: "unknown part" for key in entries if not key.startswith(QUERY) and key not in ignored}
-        return Released(_renamed(own), {}, "released pretraining checkpoint", ignored)
+        own = {key.removeprefix(QUERY): v for key, v in entries.items() if key.startswith(QUERY) and key not in aside}
+        aside |= {key: "unknown part" for key in entries if not key.startswith(QUERY) and key not in aside}
+        return Released(_renamed(own), {}, "released pretraining checkpoint", ignored | aside)
     pretrained = any(key.startswith("id_head.") for key in entries)
     classifier = {} if pretrained else _classifier(entries)
     last = () if pretrained else tuple(f"{name}.{kind}" for name in CLASSIFIERS for kind in ("weight", "bias"))
-    own = {key: value for key, value in entries.items() if key not in ignored and key not in last}
-    ignored = {key: why for key, why in ignored.items() if not (classifier and key in last)}
-    kind = "pretraining" if pretrained else "classifier"
-    return Released(_renamed(own), classifier, f"released {kind} checkpoint", ignored)
+    own = {key: value for key, value in entries.items() if key not in aside and key not in last}
+    aside = {key: why for key, why in aside.items() if not (classifier and key in last)}
+    kind = "released pretraining checkpoint" if pretrained else "released classifier checkpoint"
+    return Released(_renamed(own), classifier, kind if pretrained or classifier else "state dict", ignored | aside)
+
+
+def _tensors_in(state: Any, path: Path) -> dict[str, Tensor]:
+    """The names and tensors in what somebody saved; numbers and texts among them are left out."""
+    for key in CONTAINERS:
+        inner = state.get(key) if isinstance(state, dict) else None
+        state = inner if isinstance(inner, dict) else state
+    entries = state.items() if isinstance(state, dict) else ()
+    found = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    if not found:
+        raise ConfigError(
+            f"checkpoint={path}: holds no state_dict of tensors; not a checkpoint of ours or of a release"
+        )
+    return found
+
+
+def unwrapped(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that they have in the network, without those of the modules around it."""
+    for wrapper in WRAPPERS:
+        entries = {key.removeprefix(wrapper): value for key, value in entries.items()}
+    while True:
+        first = next(iter(entries)).partition(".")[0] + "."
+        inner = {key.removeprefix(first): value for key, value in entries.items() if key.startswith(first)}
+        if first == QUERY or len(inner) < len(entries) or not _is_network(inner):
+            return entries
+        entries = inner
+
+
+def _is_network(names: Collection[str]) -> bool:
+    """Whether these may be a network's, not those of a layer of it, which are one word, or of its numbered layers."""
+    return any("." in name for name in names) and not any(name[:1].isdigit() for name in names)
 
 
 def _why_ignored(key: str) -> str | None:

@@ -31,6 +31,7 @@ from vidssl.registry import (
     read_options,
 )
 from vidssl.tasks import TASKS, Task
+from vidssl.tasks.classify import Linear
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,28 @@ def _sizes(config: dict[str, Any], tasks: dict[str, Task]) -> list[str]:
             problems.append(
                 f"{key}.batch_size={batch}: batch norm and negatives need 2 videos or more on each of {ranks} ranks"
             )
+        elif batch == parts and fits and task.trains_backbone:
+            problems += _lone_values(config, key, task, backbone)
     return problems
+
+
+def _lone_values(config: dict[str, Any], key: str, task: Task, backbone: nn.Module) -> list[str]:
+    """Whether some layer of batch norm gets one value of each channel from a single video, which it refuses."""
+    norm, ranks, name = config["trainer"]["batch_norm"], config["devices"] * config["nodes"], config["backbone"]["name"]
+    if norm == "frozen" or (norm == "sync" and ranks > 1):
+        return []
+    clip = torch.empty(1, 3, task.clip_frames, task.crop_size, task.crop_size, device="meta")
+    try:
+        backbone.train()(clip)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            return [
+                f"{key}.batch_size={task.batch_size}: batch norm needs two values of each channel or more, and of one "
+                f"video's {task.clip_frames} x {task.crop_size} x {task.crop_size} clip backbone={name} makes one; "
+                f"allowed: {2 * task.batch_size} or more, larger clips, or trainer.batch_norm=frozen"
+            ]
+        raise
+    return []
 
 
 def _draws_inputs(key: str, task: Task, tasks: dict[str, Task]) -> bool:
@@ -241,6 +263,8 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
                     f"{key}.mask=exact: only rendered videos have exact masks, dataset={config['dataset']['name']} has "
                     "not; allowed: auto, fame, seed, grid, gauss"
                 )
+            if split == "train" and isinstance(task, Linear):
+                problems += task.none_to_hold_out([video.label for video in listing.videos])
             batch = getattr(task, "batch_size", 1)
             if split == "train" and hasattr(task, "epochs") and len(listing.videos) < batch:
                 problems.append(f"{key}.batch_size={batch}: the training split has only {len(listing.videos)} videos")
@@ -274,7 +298,7 @@ def _checkpoint(config: dict[str, Any], tasks: dict[str, Task], known: Listings)
             if problems:
                 return [f"checkpoint={given}: {problem}" for problem in problems]
             if weights.classifier:
-                told = len(weights.classifier.get("bias", ()))
+                told = weights
             else:
                 left = "backbone"
         else:
@@ -300,7 +324,7 @@ def _fits(weights: Weights, config: dict[str, Any]) -> list[str]:
     try:
         load_backbone(weights, BACKBONES.build(config["backbone"]))
     except ConfigError as error:
-        return error.problems
+        return error.problems if weights.section else [build.misfit(weights, config["backbone"])]
     return []
 
 
@@ -339,17 +363,27 @@ WITHOUT_CLASSIFIER = {  # of tasks that can do something else
 }
 
 
-def _other_classes(config: dict[str, Any], key: str, task: Task, told: int, known: Listings) -> list[str]:
-    """Whether the checkpoint's classifier tells as many classes as the data set has, for tasks that start from one."""
+def _other_classes(config: dict[str, Any], key: str, task: Task, told: Weights, known: Listings) -> list[str]:
+    """Whether the checkpoint's classifier tells the data set's classes, for tasks that start from one."""
+    with torch.device("meta"):  # no memory, no weights
+        width = BACKBONES.build(config["backbone"]).out_channels
+    weight, bias = (told.classifier[name].shape for name in ("weight", "bias"))
+    if len(weight) not in (2, 3) or weight[1] != width or bias != weight[:1]:
+        return [
+            f"checkpoint={config['checkpoint']}: its classifier, weight {list(weight)} and bias {list(bias)}, does not "
+            f"fit the {width} channels of backbone={config['backbone']['name']}; task={key} needs one that does"
+        ]
     for split in task.splits:
         try:
-            classes = len(_listing(config, split, known).classes)
+            classes = _listing(config, split, known).classes
         except ConfigError:
             continue  # said before
-        if classes not in (0, told):
+        try:
+            if classes:
+                build.class_rows(told, classes, config["dataset"]["name"])
+        except ConfigError as error:
             return [
-                f"checkpoint={config['checkpoint']}: its classifier tells {told} classes, "
-                f"dataset={config['dataset']['name']} has {classes}; task={key} needs the data set it was trained on, "
+                f"checkpoint={config['checkpoint']}: {error}; task={key} needs the data set it was trained on, "
                 "or a classifier for this one first, from task=linear or finetune" + WITHOUT_CLASSIFIER.get(key, "")
             ]
     return []

@@ -96,14 +96,14 @@ class Bias(ClipOptions, Task):
 
     def reader(self, run: Run, backbone: torch.nn.Module, plain: Plain) -> Read | None:
         """What tells the class from a map; None for videos without classes."""
-        classes = len(build.listing(run, "test").classes)
+        classes = build.listing(run, "test").classes
         if not classes:
             return None
-        classifier = build.classifier(run, backbone) if self.reads_classifier else None
+        classifier = build.classifier(run, backbone, classes) if self.reads_classifier else None
         if classifier is not None:
             return classifier.read
         train = plain("train")
-        probe = logistic(train["value"], train["label"], classes).to(run.device)
+        probe = logistic(train["value"], train["label"], len(classes)).to(run.device)
         return lambda feature_map: probe(average(feature_map, unit=False))
 
     # -- changed clips of any data set

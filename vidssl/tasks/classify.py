@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -140,6 +140,15 @@ class Linear(TrainOptions, Scoring, Task):
                 "averaging logits; set linear.average=logits, or linear.features=online"
             )
 
+    def none_to_hold_out(self, labels: Sequence[int]) -> list[str]:
+        """Whether the training videos' labels leave none by which to choose a rate."""
+        if self.rates is None or len(set(labels)) < len(labels):
+            return []
+        return [
+            f"linear.held_out={self.held_out}: no class has two training videos, so that none can be held out to "
+            "choose among linear.rates; set linear.rates=null"
+        ]
+
     def __call__(self, run: Run) -> dict[str, float]:
         if self.features == "cached":
             return self.on_features(run)
@@ -185,11 +194,8 @@ class Linear(TrainOptions, Scoring, Task):
             return None, {}
         rates = sorted(self.rates)
         away = held_out(label, self.held_out, run.seed)
-        if not away.any():
-            raise ConfigError(
-                f"linear.held_out={self.held_out}: no class has two training videos, so that none can be held out to "
-                "choose among linear.rates; set linear.rates=null"
-            )
+        if not away.any():  # some that are listed cannot be used
+            raise ConfigError(self.none_to_hold_out(label.tolist()))
         probes = Probes(head, rates)
         loader = self.loader(run, features[~away], label[~away])
         build.trainer(run, "linear-rates", probes, self, file=None, groups=probes.groups()).fit(loader)
@@ -205,7 +211,10 @@ class Linear(TrainOptions, Scoring, Task):
         return best, {"rate": best} | {f"held_out_top1@{rate:g}": value for rate, value in found.items()}
 
     def loader(self, run: Run, features: Tensor, label: Tensor) -> FeatureLoader:
-        return FeatureLoader(features, label, self.batch_size // run.config["trainer"]["accumulate"], run.seed)
+        parts = run.config["trainer"]["accumulate"]
+        if len(label) < parts:
+            raise ConfigError(f"trainer.accumulate={parts}: linear has only {len(label)} videos to train on")
+        return FeatureLoader(features, label, min(self.batch_size, len(label)) // parts, run.seed)
 
     def extract(self, run: Run, backbone: nn.Module, split: str, augmentation: Augmentation) -> dict[str, Tensor]:
         unit = self.normalize == "unit"
@@ -251,14 +260,14 @@ def train_classifier(
 ) -> dict[str, float]:
     """Train on clips, validating now and then; the figures after the last epoch."""
     backbone = build.backbone(run)
-    classes = len(build.listing(run, "train").classes)
+    classes = build.listing(run, "train").classes
     color = build.color(run, options.augmentation)
     if frozen:
         torch.manual_seed(run.seed)  # the layer starts as it does on extracted features
-    classifier = Classifier(backbone, color, classes, dropout=dropout, frozen=frozen, unit=unit)
+    classifier = Classifier(backbone, color, len(classes), dropout=dropout, frozen=frozen, unit=unit)
     plan = ClipPlan(windows=1, views=(View(0, options.frames if isinstance(options, Finetune) else "stride"),))
-    loader = build.training_loader(run, plan, options.augmentation.crop, options, options.batch_size)
-    trainer = build.trainer(run, task, classifier, options, file=run.state_file(task))
+    loader = build.training_loader(run, task, plan, options.augmentation.crop, options, options.batch_size)
+    trainer = build.trainer(run, task, classifier, options, file=run.state_file(task), classes=classes)
 
     found: dict[int, dict[str, float]] = {}  # step -> figures
 
@@ -292,7 +301,7 @@ class Test(ClipOptions, Task):
         return Cost([f"{name}: {line}"], flops, costs.score_files(name))
 
     def __call__(self, run: Run) -> dict[str, float]:
-        classifier = build.classifier(run, build.backbone(run))
+        classifier = build.classifier(run, build.backbone(run), build.listing(run, "test").classes)
         scoring = Scoring(
             self.clip_frames,
             self.frame_stride,
@@ -309,7 +318,13 @@ def save_classifier(run: Run, task: str, classifier: Classifier) -> None:
     state = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     save_state(
         run.state_file(task),
-        {"task": task, "config": run.config, "learner": state, "backbone_prefix": "backbone."},
+        {
+            "task": task,
+            "config": run.config,
+            "learner": state,
+            "backbone_prefix": "backbone.",
+            "classes": list(build.listing(run, "train").classes),
+        },
     )
 
 
@@ -318,7 +333,7 @@ class FeatureLoader:
 
     def __init__(self, features: Tensor, label: Tensor, batch_size: int, seed: int):
         self.features, self.label = features, label
-        self.order = Order(len(label), min(batch_size, len(label)), seed=seed, training=True)
+        self.order = Order(len(label), batch_size, seed=seed, training=True)
 
     def __len__(self) -> int:
         return len(self.order)

@@ -19,6 +19,8 @@ from vidssl.pictures.strips import contact_sheet
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs, weights_bytes
 
+PICTURED = 4  # videos whose clips are shown, at most
+
 
 @TASKS.register("pretrain")
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Pretrain(TrainOptions, ClipOptions, Task):
 
     def __call__(self, run: Run) -> dict[str, float]:
         learner = build.method(run, self.augmentation)
-        loader = build.training_loader(run, learner.plan, self.augmentation.crop, self, self.batch_size)
+        loader = build.training_loader(run, "pretrain", learner.plan, self.augmentation.crop, self, self.batch_size)
         trainer = build.trainer(run, "pretrain", learner, self, file=run.state_file("pretrain"))
         every = run.config["trainer"]["pictures_every"]
 
         def show(epoch: int, step: int) -> None:
             if every and epoch % every == 0 and run.log.is_main:
-                self.show(run, learner, collate([loader.dataset[epoch, i] for i in range(4)])[0], step)
+                items = [loader.dataset[epoch, number] for number in range(min(PICTURED, len(loader.dataset)))]
+                self.show(run, learner, collate(items)[0], step)
 
         show(0, 0)
         trainer.fit(loader, show)
