@@ -25,7 +25,7 @@ from vidssl.engine import device as devices
 from vidssl.engine import distributed
 from vidssl.engine.checkpoint import LoadReport, Weights, load_backbone, load_weights
 from vidssl.engine.log import Log
-from vidssl.engine.loop import Trainer, TrainerOptions
+from vidssl.engine.loop import Session, Trainer, TrainerOptions
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.evaluation.classifier import Classifier, restored
 from vidssl.evaluation.features import per_video
@@ -433,23 +433,17 @@ def trainer(
     if run.config["compile"]:
         mode = "reduce-overhead" if run.config["compile"] == "graphs" else None
         for module in learner.modules():
-            if type(module) is type(learner.backbone):  # the twin's, too
+            if type(module) is type(learner.backbone):  # the key encoder's, too
                 module.compile(mode=mode)
     learner.to(run.device)  # where optimizers work faster, as they see then
     parameters = groups or [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    session = Session(task, run.log, run.config, run.seed, run.device, run.precision, file, classes)
     return Trainer(
         learner,
         OPTIMIZERS.build(options.optimizer, parameters),
         SCHEDULES.build(options.schedule),
-        run.log,
-        task=task,
-        file=file,
-        config=run.config,
-        options=TrainerOptions(**read_options(TrainerOptions, run.config["trainer"])),
+        session,
+        TrainerOptions(**read_options(TrainerOptions, run.config["trainer"])),
         epochs=options.epochs,
         max_steps=options.max_steps,
-        seed=run.seed,
-        device=run.device,
-        precision=run.precision,
-        classes=classes,
     )

@@ -44,9 +44,10 @@ def test_the_released_step_and_ours_compute_the_same() -> None:
     model = trainer.prepare()
     views = learner.views(batch)
     for _ in range(3):
-        trainer.step(model, iter([batch]), 1)
+        trainer.steps_per_epoch = 1
+        trainer.step(model, iter([batch]))
         loss = theirs(views.left, views.right)
-        ours = trainer.on_device[-1][2][0]
+        ours = trainer.meters.pending[-1][2][0]
         torch.testing.assert_close(ours, loss, rtol=1e-5, atol=1e-5)
         for mine, released in zip(learner.online.parameters(), theirs.network.parameters(), strict=True):
             torch.testing.assert_close(mine, released, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,8 @@ from tests.conftest import read_lines
 from vidssl.clips import Batch
 from vidssl.engine import distributed
 from vidssl.engine.log import Log
-from vidssl.engine.loop import NotFinite, Trainer, TrainerOptions
+from vidssl.engine.loop import Session, Trainer, TrainerOptions
+from vidssl.engine.meters import NotFinite
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.learner import Learner, StepOutput
 from vidssl.registry import ConfigError
@@ -81,9 +82,9 @@ def trainer(
     optimizer = OPTIMIZERS.build({"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": 0.0}, learner.parameters())
     schedule = SCHEDULES.build({"name": "cosine", "warmup_epochs": 1, "warmup_from": 0.1, "every": "step"})
     return Trainer(
-        learner, optimizer, schedule, Log(folder), task="pretrain", file=folder / "last.pt", config={"seed": 5},
-        options=TrainerOptions(**{**vars(OPTIONS), **(options or {})}), epochs=epochs, max_steps=max_steps, seed=5,
-        device=torch.device("cpu"), precision=precision, classes=classes,
+        learner, optimizer, schedule,
+        Session("pretrain", Log(folder), {"seed": 5}, 5, torch.device("cpu"), precision, folder / "last.pt", classes),
+        TrainerOptions(**{**vars(OPTIONS), **(options or {})}), epochs=epochs, max_steps=max_steps,
     )  # fmt: skip
 
 
@@ -210,16 +211,16 @@ class Changing(Regression):
 
 def test_scalars_that_change_their_names_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"^Changing: a step's scalars are called thrice, those before twice; [^\n]*$"
+        ConfigError, match=r"^pretrain: a step's scalars are called thrice, those before twice; [^\n]*$"
     ):
         trainer(tmp_path, Changing()).fit(Data(4))
 
 
 def test_progress_says_no_loss_before_one_is_read_back(tmp_path: Path) -> None:
     learning = trainer(tmp_path, Regression())
-    assert " loss - " in learning._note()
+    assert learning.meters.note().startswith("loss - ")
     learning.fit(Data(4))
-    assert f" loss {learning.last_loss:.3f} " in learning._note()
+    assert learning.meters.note().startswith(f"loss {learning.meters.last_loss:.3f} ")
 
 
 def test_learning_rates_of_several_groups_are_logged_apart(tmp_path: Path) -> None:

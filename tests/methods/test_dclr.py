@@ -19,7 +19,7 @@ from vidssl.clips import Batch
 from vidssl.data.sampling import frame_numbers
 from vidssl.engine import distributed
 from vidssl.engine.log import Log
-from vidssl.engine.loop import Trainer, TrainerOptions
+from vidssl.engine.loop import Session, Trainer, TrainerOptions
 from vidssl.engine.optim import SCHEDULES
 from vidssl.methods import dclr as module
 from vidssl.methods.contrast import Queue, across_ranks, multi_positive_nce
@@ -560,9 +560,9 @@ def trained(folder: Path, steps: int, **changes: object) -> DCLR:
     optimizer = torch.optim.SGD(method.online.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     schedule = SCHEDULES.build({"name": "constant", "warmup_epochs": 0, "warmup_from": 0.0, "every": "step"})
     Trainer(
-        method, optimizer, schedule, Log(folder), task="pretrain", file=folder / "last.pt", config={"seed": 5},
-        options=TrainerOptions(**{**vars(OPTIONS), **changes}), epochs=2, max_steps=steps, seed=5,
-        device=torch.device("cpu"), precision="fp32",
+        method, optimizer, schedule,
+        Session("pretrain", Log(folder), {"seed": 5}, 5, torch.device("cpu"), "fp32", folder / "last.pt"),
+        TrainerOptions(**{**vars(OPTIONS), **changes}), epochs=2, max_steps=steps,
     ).fit(Loader())  # fmt: skip
     return method
 

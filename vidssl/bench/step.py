@@ -190,10 +190,11 @@ def untrained(setting: Setting) -> Trainer:
 def stepping(trainer: Trainer, batches: Any) -> Callable[[], bool]:
     """Each call does what training does with a batch, to the new weights; whether there were any."""
     model = trainer.prepare()
+    trainer.steps_per_epoch = 1
 
     def step() -> bool:
-        updated = trainer.step(model, batches, 1)
-        trainer.on_device.clear()
+        updated = trainer.step(model, batches)
+        trainer.meters.pending.clear()
         return updated
 
     return step
@@ -274,7 +275,7 @@ def count_flops(work: Callable[[], object]) -> int:
 def name_stages(watch: Stopwatch, trainer: Trainer) -> None:
     learner = trainer.learner
     watch.watch(trainer, "step", "rest")
-    watch.watch(trainer, "_take", "to_device")
+    watch.watch(trainer, "_next_batch", "to_device")
     watch.watch(trainer, "_forward_backward", "backward")
     watch.watch(trainer.optimizer, "step", "optimizer")
     watch.watch(learner, "views", "views")  # such as masks, and mixing

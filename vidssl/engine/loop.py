@@ -1,4 +1,4 @@
-"""The one training loop.
+"""The one training loop: fit -> epoch -> step -> forward and backward.
 
 Order of data, crops and all draws are functions of (seed, epoch, index) and (seed, step, rank); so any saved step is a
 place to start again, and what comes out does not depend on how often that happened.
@@ -7,7 +7,6 @@ place to start again, and what comes out does not depend on how often that happe
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,17 +23,18 @@ from vidssl.engine import distributed
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
 from vidssl.engine.log import Bar, Log
+from vidssl.engine.meters import Meters, mean_of
 from vidssl.engine.optim import Schedule
 from vidssl.learner import Learner, StepOutput
 from vidssl.registry import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # newer torch renames it
+BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # renamed between torch 2.8 and 2.13
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    accumulate: PositiveInt  # batches of the loader to one step of the optimizer
+    accumulate: PositiveInt  # batches of the loader per step of the optimizer
     clip_grad: NonNegativeFloat  # largest norm of the gradient; 0: no limit
     channels_last: Literal["auto"] | bool  # memory format of convolutions
     log_every: PositiveInt  # steps
@@ -45,6 +45,20 @@ class TrainerOptions:
     broadcast_buffers: bool  # rank 0's batch norm statistics and queues for all ranks, at each step
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a training belongs to: whose task it is, where it computes, and what is saved with its weights."""
+
+    task: str
+    log: Log
+    config: dict[str, Any]
+    seed: int
+    device: torch.device
+    precision: Precision
+    file: Path | None = None  # of the state; None: so short a training that it starts anew
+    classes: Sequence[str] = ()  # names of the learner's classes, by label
+
+
 class Loader(Protocol):
     def __len__(self) -> int: ...
 
@@ -53,20 +67,19 @@ class Loader(Protocol):
 
 @dataclass
 class Progress:
-    """Where a training stands; everything that a restart needs besides weights."""
+    """How far a training is; everything that a restart needs besides weights."""
 
-    epoch: int = 0  # epochs completed
-    batch: int = 0  # batches of the current epoch taken
+    epoch: int = 0  # completed epochs
+    batch: int = 0  # batches of the current epoch that were used
     step: int = 0  # steps of the optimizer
     metrics: int = 0  # bytes of metrics.jsonl
     recent: list[dict[str, float]] = field(default_factory=list)  # scalars of the steps since the last line
     last: dict[str, float] = field(default_factory=dict)  # scalars of the last line
     epoch_loss: float = 0.0  # sum over the steps of the current epoch
-    best: dict[str, float] = field(default_factory=dict)  # scalars of the epoch whose state is best.pt
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the epoch whose state is best.pt
 
 
-class NotFinite(RuntimeError):
-    """The loss is not a number any more; nothing after the last saved state was kept."""
+AfterEpoch = Callable[[int, int], dict[str, float] | None]
 
 
 class Trainer:
@@ -75,72 +88,131 @@ class Trainer:
         learner: Learner,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
-        log: Log,
-        *,
-        task: str,
-        file: Path | None,
-        config: dict[str, Any],
+        session: Session,
         options: TrainerOptions,
+        *,
         epochs: int,
         max_steps: int | None,
-        seed: int,
-        device: torch.device,
-        precision: Precision,
-        classes: Sequence[str] = (),  # names of what the learner tells apart, by label
     ):
-        self.learner, self.optimizer, self.schedule, self.log = learner, optimizer, schedule, log
-        self.task, self.file, self.config, self.options = task, file, config, options
-        self.epochs, self.max_steps, self.seed, self.device, self.precision = epochs, max_steps, seed, device, precision
-        self.classes = list(classes)
-        self.channels_last = wants_channels_last(options.channels_last, precision, device)
+        self.learner, self.optimizer, self.schedule = learner, optimizer, schedule
+        self.session, self.options, self.epochs, self.max_steps = session, options, epochs, max_steps
+        self.device, self.half = session.device, HALF.get(session.precision)
+        self.channels_last = wants_channels_last(options.channels_last, session.precision, session.device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.progress = Progress(metrics=log.position())
-        # Learning rates, names and values of the scalars of steps that were not read back yet
-        self.on_device: list[tuple[dict[str, float], list[str], Tensor]] = []
-        self.last_loss: float | None = None  # not read back yet
-        self.names: list[str] | None = None  # of a step's scalars
-        self.begun_at, self.steps, self.clips, self.waited = time.monotonic(), 0, 0, 0.0  # of this start
+        self.scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == "fp16")
+        self.progress = Progress(metrics=session.log.position())
+        self.meters = Meters(session.task)
+        self.steps_per_epoch = self.total_steps = 0
 
-    def fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float] | None] | None = None) -> Progress:
+    def fit(self, loader: Loader, after_epoch: AfterEpoch | None = None) -> Progress:
         """Train to the end, from the saved state if there is one.
 
-        after_epoch(epoch, step): the task's validation, the most telling figure first; {} where an epoch has none. The
-        best state is the one with the highest such figure, or, for tasks without validation (None), the one after the
+        after_epoch(epoch, step): the task's validation, its most telling metric first; {} where an epoch has none. The
+        best state is the one with the highest such metric, or, for tasks without validation (None), the one after the
         epoch with the lowest mean loss.
         """
         model = self.prepare()
-        steps_per_epoch = len(loader) // self.options.accumulate
-        batches, total = steps_per_epoch * self.options.accumulate, steps_per_epoch * self.epochs
-        self.begun_at = time.monotonic()
+        self.steps_per_epoch = len(loader) // self.options.accumulate
+        self.total_steps = self.steps_per_epoch * self.epochs
         if self.max_steps is not None:
-            total = min(total, self.max_steps)
-        bar = self.log.bar(self.task, total, self.progress.step)
-        with bar:
-            while self.progress.step < total or 0 < self.progress.batch == batches:  # stopped at an epoch's very end
-                self._epoch(model, loader, steps_per_epoch, total, bar)
-                if self.progress.batch < batches:
-                    break  # max_steps
-                self._read_back()
-                mean_loss = self.progress.epoch_loss / steps_per_epoch
-                self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
-                self.progress.epoch_loss = 0.0
-                found = after_epoch(self.progress.epoch, self.progress.step) if after_epoch else None
-                if found:
-                    self.log.scalars(self.task, self.progress.step, float(self.progress.epoch), found)
-                self._keep_best({"loss": mean_loss} if found is None else found)
-                self.save()
-                self._keep_epoch()
-        self._flush(steps_per_epoch)
+            self.total_steps = min(self.total_steps, self.max_steps)
+        self.meters.start()
+        with self.session.log.bar(self.session.task, self.total_steps, self.progress.step) as bar:
+            while self.progress.step < self.total_steps or self._is_epoch_complete():
+                self._epoch(model, loader, bar)
+                if self._is_epoch_complete():
+                    self._end_epoch(after_epoch)
+        self._flush()
         self.save()
         return self.progress
+
+    def _is_epoch_complete(self) -> bool:
+        """Whether all batches of the current epoch were used and its end is still to come: a run may stop there."""
+        return 0 < self.progress.batch == self.steps_per_epoch * self.options.accumulate
+
+    def _epoch(self, model: nn.Module, loader: Loader, bar: Bar) -> None:
+        """Train until the epoch is complete or the last step is done."""
+        progress = self.progress
+        batches = ToDevice(loader.epoch(progress.epoch, progress.batch), self.device)
+        self._train_mode()
+        while not self._is_epoch_complete() and progress.step < self.total_steps:
+            self.step(model, batches)
+            if progress.step % self.options.log_every == 0:
+                self._flush()
+            bar.advance(1, f"epoch {progress.epoch + 1}/{self.epochs} {self.meters.note()}")
+            if progress.step % self.options.save_every == 0 and progress.step < self.total_steps:
+                self.save()
+            reason = distributed.stop_asked()
+            if reason:
+                self.save()
+                message = f"{self.session.task} stopped at step {progress.step}, saved in {self.session.file}"
+                raise distributed.Stopped(message, reason)
+
+    def step(self, model: nn.Module, batches: Iterator[Batch]) -> bool:
+        """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""
+        self._set_rates()
+        distributed.seed_step(self.session.seed, self.progress.step)
+        if self.session.config.get("compile") == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the last step's graphs may be overwritten
+        outputs = []
+        for part in range(self.options.accumulate):
+            batch = self._next_batch(batches)
+            is_last = part == self.options.accumulate - 1
+            with _no_sync(model, not is_last):
+                outputs.append(self._forward_backward(model, batch))
+            self.progress.batch += 1
+        is_updated = all(output.update for output in outputs)
+        if is_updated:
+            self._update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.meters.add(self._rates(), outputs)
+        return is_updated
+
+    def _next_batch(self, batches: Iterator[Batch]) -> Batch:
+        started = time.monotonic()
+        batch = next(batches)
+        self.meters.waited += time.monotonic() - started
+        self.meters.clips += batch.count * distributed.world()
+        return batch
+
+    def _forward_backward(self, model: nn.Module, batch: Batch) -> StepOutput:
+        with torch.no_grad():
+            views = self._formatted(self.learner.views(batch))
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            output = model(views)
+        if output.update:
+            self.scaler.scale(output.loss / self.options.accumulate).backward()
+        return output
+
+    def _update(self) -> None:
+        if self.options.clip_grad > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.options.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _end_epoch(self, after_epoch: AfterEpoch | None) -> None:
+        """Validate, and save the state of the epoch."""
+        progress = self.progress
+        self._read_back()
+        mean_loss = progress.epoch_loss / self.steps_per_epoch
+        progress.epoch, progress.batch, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        metrics = after_epoch(progress.epoch, progress.step) if after_epoch else None
+        if metrics:
+            self.session.log.scalars(self.session.task, progress.step, float(progress.epoch), metrics)
+        self._keep_best({"loss": mean_loss} if metrics is None else metrics)
+        self.save()
+        self._keep_epoch()
+
+    # -- what the network becomes before the first step
 
     def prepare(self) -> nn.Module:
         """The learner on its device with the saved state, if there is one, and among the other ranks' learners."""
         self.learner.to(self.device)
         for parameter in self.learner.parameters():
             parameter.data = self._laid_out(parameter.data)
-        if self.device.type == "cpu" and self.precision in HALF:
+        if self.device.type == "cpu" and self.half is not None:
             pad_short_clips(self.learner)
         if self.options.batch_norm == "sync" and distributed.world() > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
@@ -155,89 +227,20 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _epoch(self, model: nn.Module, loader: Loader, steps_per_epoch: int, total: int, bar: Bar) -> None:
-        """Train until the epoch ends or the last step is done."""
-        progress = self.progress
-        batches = ToDevice(loader.epoch(progress.epoch, progress.batch), self.device)
-        self._train_mode()
-        while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
-            self.step(model, batches, steps_per_epoch)
-            if progress.step % self.options.log_every == 0:
-                self._flush(steps_per_epoch)
-            bar.advance(1, self._note())
-            if progress.step % self.options.save_every == 0 and progress.step < total:
-                self.save()
-            reason = distributed.stop_asked()
-            if reason:
-                self.save()
-                raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}", reason)
-
-    def step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> bool:
-        """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""
-        progress = self.progress
-        rate = self.schedule.factor(progress.step / steps_per_epoch, self.epochs)
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * rate
-        distributed.seed_step(self.seed, progress.step)
-        if self.config.get("compile") == "graphs":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
-        outputs = []
-        for part in range(self.options.accumulate):
-            batch = self._take(batches)
-            is_last = part == self.options.accumulate - 1
-            with _no_sync(model, not is_last):
-                outputs.append(self._forward_backward(model, batch))
-            progress.batch += 1
-        updated = all(output.update for output in outputs)
-        if updated:
-            if self.options.clip_grad > 0:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.learner.parameters(), self.options.clip_grad)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        scalars = {"loss": torch.stack([output.loss.detach() for output in outputs]).mean()}
-        for name in self._scalar_names(outputs):
-            scalars[name] = torch.stack([output.scalars[name].detach().float() for output in outputs]).mean()
-        self.on_device.append((self._rates(), list(scalars), torch.stack(list(scalars.values()))))
-        self.steps += 1
-        return updated
-
-    def _rates(self) -> dict[str, float]:
-        """Learning rates by the names under which they are logged: lr, and lr_1, ... of groups with other rates."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        others = {f"lr_{i}": rate for i, rate in enumerate(rates) if self.base_rates[i] != self.base_rates[0]}
-        return {"lr": rates[0]} | others
-
-    def _scalar_names(self, outputs: list[StepOutput]) -> list[str]:
-        """Of this step. Raises ConfigError if they are not those of the steps before."""
-        names = [sorted(output.scalars) for output in outputs]
-        if self.names is None:
-            self.names = names[0]
-        other = next((each for each in names if each != self.names), None)
-        if other is not None:
-            raise ConfigError(
-                f"{type(self.learner).__name__}: a step's scalars are called {', '.join(other) or 'nothing'}, "
-                f"those before {', '.join(self.names) or 'nothing'}; every step must give the same names"
-            )
-        return list(outputs[0].scalars)
-
-    def _take(self, batches: Iterator[Batch]) -> Batch:
-        begun = time.monotonic()
-        batch = next(batches)
-        self.waited += time.monotonic() - begun
-        self.clips += batch.count * distributed.world()
-        return batch
-
-    def _forward_backward(self, model: nn.Module, batch: Batch) -> StepOutput:
-        with torch.no_grad():
-            views = self._formatted(self.learner.views(batch))
-        with torch.autocast(self.device.type, HALF.get(self.precision), enabled=self.precision in HALF):
-            output = model(views)
-        if output.update:
-            self.scaler.scale(output.loss / self.options.accumulate).backward()
-        return output
+    def _distributed(self) -> nn.Module:
+        if distributed.world() == 1:
+            return self.learner
+        is_plain = self.options.accumulate == 1 and not self.session.config.get("compile")  # else no static graph
+        model = DistributedDataParallel(
+            self.learner,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=self.learner.static_graph and is_plain,
+            **{BROADCAST: self.options.broadcast_buffers},
+        )
+        if self.device.type == "cpu" and distributed.world() > 2:
+            model.register_comm_hook(None, distributed.ordered_sum)
+        return model
 
     def _formatted(self, views: Any) -> Any:
         return type(views)(*map(self._laid_out, views)) if self.channels_last else views
@@ -248,119 +251,94 @@ class Trainer:
             return value.contiguous(memory_format=torch.channels_last_3d)
         return value
 
-    def _distributed(self) -> nn.Module:
-        if distributed.world() == 1:
-            return self.learner
-        plain = self.options.accumulate == 1 and not self.config.get("compile")  # neither takes a static graph
-        model = DistributedDataParallel(
-            self.learner,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            static_graph=self.learner.static_graph and plain,
-            **{BROADCAST: self.options.broadcast_buffers},
-        )
-        if self.device.type == "cpu" and distributed.world() > 2:
-            model.register_comm_hook(None, distributed.ordered_sum)
-        return model
+    # -- learning rates and numbers
 
-    # -- numbers
+    def _set_rates(self) -> None:
+        factor = self.schedule.factor(self.progress.step / self.steps_per_epoch, self.epochs)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rates by the names under which they are logged: lr, and lr_1, ... of groups with other rates."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        others = {f"lr_{i}": rate for i, rate in enumerate(rates) if self.base_rates[i] != self.base_rates[0]}
+        return {"lr": rates[0]} | others
 
     def _read_back(self) -> None:
-        """Fetch the scalars of the last steps from the device, all at once, and look for a loss that is lost."""
-        if not self.on_device:
-            return
-        values = distributed.mean(torch.stack([row for _, _, row in self.on_device])).tolist()
-        first = self.progress.step - len(values) + 1
-        for step, (rates, names, _), row in zip(range(first, first + len(values)), self.on_device, values, strict=True):
-            scalars = dict(zip(names, row, strict=True))
-            if not all(map(math.isfinite, row)):
-                told = ", ".join(f"{name}={value:g}" for name, value in scalars.items())
-                raise NotFinite(
-                    f"{self.task}: not finite at step {step}: {told}, lr={rates['lr']:g}. Nothing was saved since; "
-                    f"a lower {self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
-                )
-            self.progress.recent.append(scalars | rates)
-            self.progress.epoch_loss += scalars["loss"]
-        self.last_loss = scalars["loss"]
-        self.on_device = []
+        rows = self.meters.read_back(self.progress.step)
+        self.progress.recent += rows
+        for row in rows:
+            self.progress.epoch_loss += row["loss"]
 
-    def _flush(self, steps_per_epoch: int) -> None:
+    def _flush(self) -> None:
         """Write the means since the last line."""
         self._read_back()
-        recent = self.progress.recent
-        if recent:
-            means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-            means |= {name: value for name, value in recent[-1].items() if name.startswith("lr")}  # of the last step
-            self.log.scalars(self.task, self.progress.step, self.progress.step / steps_per_epoch, means)
-            self.progress.last = means
-        self.progress.recent = []
+        progress = self.progress
+        if progress.recent:
+            progress.last = mean_of(progress.recent)
+            epoch = progress.step / self.steps_per_epoch
+            self.session.log.scalars(self.session.task, progress.step, epoch, progress.last)
+        progress.recent = []
 
     def last_scalars(self) -> dict[str, float]:
-        """Of the newest line; empty if nothing was trained."""
+        """Scalars of the newest line; empty if nothing was trained."""
         return dict(self.progress.last)
-
-    def speed(self) -> dict[str, float]:
-        """Of this start: clips/s, share of time spent waiting for data, seconds of a step without that."""
-        seconds = max(1e-9, time.monotonic() - self.begun_at)
-        speed = {"clips_per_second": self.clips / seconds, "waiting_for_data": self.waited / seconds}
-        return speed | ({"seconds_per_step": (seconds - self.waited) / self.steps} if self.steps else {})
-
-    def _note(self) -> str:
-        speed = self.speed()
-        loss = "-" if self.last_loss is None else f"{self.last_loss:.3f}"
-        return (
-            f"epoch {self.progress.epoch + 1}/{self.epochs} loss {loss} "
-            f"{speed['clips_per_second']:.0f} clips/s waiting {speed['waiting_for_data']:.0%}"
-        )
-
-    def _keep_best(self, found: dict[str, float]) -> None:
-        """Save the state once more if its epoch is the best so far."""
-        if not found or self.file is None:
-            return
-        name, value = next(iter(found.items()))
-        before = self.progress.best.get(name)
-        if before is None or (value < before if name == "loss" else value > before):
-            self.progress.best = dict(found)
-            self.save(self.file.with_name(self.file.name.replace("last", "best")))
-
-    def _keep_epoch(self) -> None:
-        every, epoch = self.options.keep_every, self.progress.epoch
-        if every and epoch % every == 0 and self.file is not None and self.log.is_main:
-            keep_copy(self.file, self.file.with_name(self.file.name.replace("last", f"epoch-{epoch}")))
 
     # -- state
 
     def save(self, file: Path | None = None) -> None:
         self._read_back()
-        file = file or self.file
+        file = file or self.session.file
         if file is None:
-            return  # so short a training that it starts anew
+            return
         distributed.barrier()
-        self.progress.metrics = self.log.position()
-        if self.log.is_main:
+        self.progress.metrics = self.session.log.position()
+        if self.session.log.is_main:
             save_state(file, self.state())
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        """Save the state once more if its epoch is the best so far."""
+        if not metrics or self.session.file is None:
+            return
+        name, value = next(iter(metrics.items()))
+        before = self.progress.best.get(name)
+        if before is None or (value < before if name == "loss" else value > before):
+            self.progress.best = dict(metrics)
+            self.save(self._named("best"))
+
+    def _keep_epoch(self) -> None:
+        every, epoch = self.options.keep_every, self.progress.epoch
+        if every and epoch % every == 0 and self.session.file is not None and self.session.log.is_main:
+            keep_copy(self.session.file, self._named(f"epoch-{epoch}"))
+
+    def _named(self, name: str) -> Path:
+        """best.pt for last.pt, linear.best.pt for linear.last.pt."""
+        assert self.session.file is not None
+        return self.session.file.with_name(self.session.file.name.replace("last", name))
 
     def state(self) -> dict[str, Any]:
         return {
-            "task": self.task,
-            "config": self.config,
+            "task": self.session.task,
+            "config": self.session.config,
             "learner": {name: value.detach().cpu() for name, value in self.learner.state_dict().items()},
             "backbone_prefix": _prefix(self.learner),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "precision": self.precision,
+            "precision": self.session.precision,
             "progress": vars(self.progress).copy(),
-            **({"classes": self.classes} if self.classes else {}),
+            **({"classes": list(self.session.classes)} if self.session.classes else {}),
         }
 
     def _restore(self) -> None:
-        if self.file is None or not self.file.exists():
+        file, task, log = self.session.file, self.session.task, self.session.log
+        if file is None or not file.exists():
             return
-        state = load_state(self.file)
-        if state.get("classes", self.classes) != self.classes:
-            then, now = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (state["classes"], self.classes))
+        state = load_state(file)
+        saved, classes = state.get("classes"), list(self.session.classes)
+        if saved is not None and saved != classes:
+            then, now = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (saved, classes))
             raise ConfigError(
-                f"{self.file}: was trained on other classes, {then}; the data set has {now}; output=OTHER starts anew"
+                f"{file}: was trained on other classes, {then}; the data set has {now}; output=OTHER starts anew"
             )
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -368,16 +346,16 @@ class Trainer:
             kept.update({name: self._laid_out(value) for name, value in kept.items()})
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.log.rewind(self.progress.metrics)
-        self.log.say(f"{self.task}: continues at step {self.progress.step}, from {self.file}")
-        if state.get("precision", self.precision) != self.precision:
-            self.log.say(f"{self.task}: began in {state['precision']} on another device, goes on in {self.precision}")
+        log.rewind(self.progress.metrics)
+        log.say(f"{task}: continues at step {self.progress.step}, from {file}")
+        if state.get("precision", self.session.precision) != self.session.precision:
+            log.say(f"{task}: began in {state['precision']} on another device, continues in {self.session.precision}")
 
 
 def _prefix(learner: Learner) -> str:
-    """Where the backbone stands among the learner's names."""
+    """Prefix of the backbone among the learner's names."""
     return next(name + "." for name, module in learner.named_modules() if module is learner.backbone)
 
 
-def _no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager:
-    return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()
+def _no_sync(model: nn.Module, is_wanted: bool) -> AbstractContextManager:
+    return model.no_sync() if is_wanted and isinstance(model, DistributedDataParallel) else nullcontext()

@@ -58,7 +58,7 @@ class Pretrain(TrainOptions, ClipOptions, Task):
 
         show(0, 0)
         trainer.fit(loader, show)
-        run.speed = trainer.speed()
+        run.speed = trainer.meters.speed()
         if run.log.is_main:
             save_backbone(run.output / "backbone.safetensors", learner.backbone, run.config["backbone"])
         run.checkpoint = str(run.state_file("pretrain"))
