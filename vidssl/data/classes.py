@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 
 
 def class_key(name: str) -> str:
-    """The form in which names are compared: case, blanks and underscores make no difference."""
-    return " ".join(name.replace("_", " ").casefold().split())
+    """The form in which names are compared: case, blanks, underscores and composed accents do not count."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
 
 
 def are_numbers(names: Sequence[str]) -> bool:

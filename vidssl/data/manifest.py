@@ -40,6 +40,7 @@ class Listing:
     remarks: Sequence[str] = ()  # what a user should know, such as videos that are listed but not there
     recipes: Sequence[Any] = ()  # of synthetic videos: how to render each
     missing: Sequence[str] = ()  # names of listed videos that are not on disk
+    unlabelled: str = ""  # why there are no classes, where a list or a folder should have told
 
 
 @dataclass(frozen=True)

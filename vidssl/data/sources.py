@@ -1,26 +1,29 @@
 """The data sets: folders and annotation files as people have them -> which videos, with which labels.
 
 A source is a function (split, *, options) -> Listing; it opens no video. Splits are train and test; the test split of
-Kinetics is its validation set. docs/datasets.md shows the accepted layouts.
+Kinetics is its validation set. Both splits of a data set have the same classes in the same order: a source reads the
+names in both, whichever is asked for. docs/datasets.md shows the accepted layouts.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import os
+import posixpath
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+from vidssl.data import folders, lists
+from vidssl.data.classes import class_key
+from vidssl.data.folders import SUFFIXES, existing_folder, has_video_suffix, walk
+from vidssl.data.labels import Numbering, SplitClasses, printable, without_video
+from vidssl.data.lists import Row
 from vidssl.data.manifest import Listing, Video
 from vidssl.registry import ConfigError, Registry, UnitInterval, Within
 
 SOURCES = Registry("dataset", "vidssl.data")
 
-SUFFIXES = {
-    ".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv", ".gif",
-}  # fmt: skip
 Fold = Annotated[int, Within("[1, 3]")]
 
 
@@ -29,14 +32,15 @@ def ucf101(split: str, *, root: str, fold: Fold, annotations: str | None) -> Lis
     """UCF101 (Soomro et al., 2012): 13,320 videos, 101 classes, three folds.
 
     Looks for trainlist0N.txt and testlist0N.txt anywhere under the root (or `annotations`), and for the videos they
-    name by file name, with or without class folders, in any video format.
+    name by file name, with or without class folders, in any video format. Case makes no difference in its names: one
+    class, HandstandPushups, is written in two ways.
     """
-    folder = _folder(root)
-    lists = {part: _find(annotations or folder, f"{part}list0{fold}.txt", folder) for part in ("train", "test")}
-    names = {part: [line.split()[0] for line in _lines(file)] for part, file in lists.items()}
-    classes = sorted({_class_of(name) for part in names.values() for name in part})
-    wanted = [(name, classes.index(_class_of(name))) for name in names[split]]
-    return _located(folder, wanted, classes)
+    top = existing_folder(root)
+    files = {part: _find(annotations, f"{part}list0{fold}.txt", top) for part in ("train", "test")}
+    rows = {part: lists.ucf101_rows(file) for part, file in files.items()}
+    spellings = {class_key(row.label): row.label for part in ("test", "train") for row in reversed(rows[part])}
+    rows = {part: [row._replace(label=spellings[class_key(row.label)]) for row in rows[part]] for part in rows}
+    return _located(split, top, rows, _number(split, rows), any_case=True)
 
 
 @SOURCES.register("hmdb51")
@@ -45,84 +49,84 @@ def hmdb51(split: str, *, root: str, fold: Fold, annotations: str | None) -> Lis
 
     Looks for CLASS_test_splitN.txt anywhere under the root (or `annotations`); 1 in a line is train, 2 test, 0 neither.
     """
-    folder = _folder(root)
+    top = existing_folder(root)
+    where = existing_folder(annotations, "dataset.annotations") if annotations is not None else top
     ending = f"_test_split{fold}.txt"
-    files = sorted(_walk(_folder(annotations) if annotations else folder, lambda path: path.name.endswith(ending)))
+    files: dict[str, Path] = {}
+    for path in walk(where, lambda name: name.endswith(ending) and name != ending):
+        known = files.setdefault(posixpath.basename(path).removesuffix(ending), where / path)
+        if known != where / path and lists.read_text(known) != lists.read_text(where / path):
+            raise ConfigError(f"{where / path}: differs from {known}; keep one of them, or set dataset.annotations")
     if not files:
         raise ConfigError(f"dataset.root={root}: no CLASS{ending} found there; set dataset.annotations to their folder")
-    classes = [file.name.removesuffix(ending) for file in files]
-    flag = {"train": "1", "test": "2"}[split]
-    wanted = []
-    for label, file in enumerate(files):
-        for line in _lines(file):
-            name, mark = line.rsplit(maxsplit=1)
-            if mark == flag:
-                wanted.append((f"{classes[label]}/{name}", label))
-    return _located(folder, wanted, classes)
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for name, file in sorted(files.items()):
+        marked = lists.hmdb51_rows(file, name)
+        rows["train"] += marked["1"]
+        rows["test"] += marked["2"]
+    classes = SplitClasses(f"the {split} lines of *{ending}", sorted(files))
+    empty = sorted(set(files) - {row.label for row in rows[split]})
+    return _located(
+        split, top, rows, Numbering(split, classes, classes), without_video(empty, classes.names, classes.source)
+    )
 
 
 @SOURCES.register("diving48")
 def diving48(split: str, *, root: str, annotations: str | None) -> Listing:
     """Diving48 with its V2 labels (Li et al., ECCV 2018): about 18,000 videos, 48 classes."""
-    folder = _folder(root)
-    file = _find(annotations or folder, f"Diving48_V2_{split}.json", folder)
-    try:
-        entries = json.loads(_text(file))
-        wanted = [(str(entry["vid_name"]), int(entry["label"])) for entry in entries]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file}: not a list of objects with vid_name and label ({error})") from None
-    return _located(folder, wanted, [str(label) for label in range(48)])
+    top = existing_folder(root)
+    rows = {split: lists.diving48_rows(_find(annotations, f"Diving48_V2_{split}.json", top))}
+    classes = SplitClasses("Diving48 V2", [str(label) for label in range(48)], numbered=True)
+    return _located(split, top, rows, Numbering(split, classes, classes))
 
 
 @SOURCES.register("kinetics400")
 def kinetics400(split: str, *, root: str, annotations: str | None) -> Listing:
-    """Kinetics-400 (Kay et al., 2017): class folders, or lists in one of two forms.
+    """Kinetics-400 (Kay et al., 2017): class folders, or lists in one of two forms, each split in its own way.
 
     Lists are train and val (.csv or .txt): the official columns label, youtube_id, time_start, time_end, or lines
     "path label". Without lists the folders decide: train and val, also named train_256, videos_train and so on.
     """
-    folder = _folder(root)
-    part = {"train": "train", "test": "val"}[split]
-    lists = {"train": "train", "val": "val", "validate": "val", "validation": "val"}
-    found = _walk(_folder(annotations) if annotations else folder, lambda p: p.suffix in (".csv", ".txt"), depth=2)
-    files = {lists[p.stem.removeprefix("kinetics400_").lower()]: p for p in sorted(found) if _is_list(p, lists)}
-    if part not in files:
-        return _class_folders(folder, part, dataset="kinetics400")
-    rows = {name: _kinetics_rows(file) for name, file in files.items()}
-    words = {label for part_rows in rows.values() for _, label in part_rows if not label.isdigit()}
-    if words:
-        classes = sorted(words)
-        return _located(folder, [(path, classes.index(label)) for path, label in rows[part]], classes)
-    highest = max(int(label) for part_rows in rows.values() for _, label in part_rows)
-    return _located(folder, [(path, int(label)) for path, label in rows[part]], [str(i) for i in range(highest + 1)])
+    top = existing_folder(root)
+    where = existing_folder(annotations, "dataset.annotations") if annotations is not None else top
+    parts = {"train": "train", "val": "test", "validate": "test", "validation": "test"}
+    files: dict[str, list[Path]] = {}
+    for path in walk(where, lambda name: _list_stem(name) in parts, depth=2):
+        files.setdefault(parts[_list_stem(posixpath.basename(path))], []).append(where / path)
+    rows = {part: lists.kinetics_rows(found[-1]) for part, found in files.items()}
+    places = {"train": folders.split_folder(top, "train"), "test": folders.split_folder(top, "val")}
+    remarks = [
+        f"{found[-1]} is read, {found[0]} is not: there are {len(found)} lists of one split"
+        for found in files.values() if len(found) > 1
+    ]  # fmt: skip
+    if split in rows:
+        return _located(split, top, rows, _number(split, rows, places, top), remarks)
+    return _in_class_folders(split, top, rows, places, "kinetics400", remarks)
 
 
 @SOURCES.register("folder")
 def folder(split: str, *, root: str, test_share: UnitInterval) -> Listing:
-    """Any videos. Subfolders train and test (or val) are the splits; folders within are classes.
+    """Any videos. Subfolders train and test (or val), in any case, are the splits; folders within are classes.
 
-    Without them all is train but for a `test_share` of the videos, chosen by their names. Videos that lie in no folder
+    Without them all is train but for a `test_share` of the videos, chosen by their names. Videos that are in no folder
     have no class: enough for pretraining.
     """
-    top = _folder(root)
-    if _split_folder(top, "train") is not None:
-        part = "train" if split == "train" else ("test" if _split_folder(top, "test") else "val")
-        return _class_folders(top, part, dataset="folder")
-    found = sorted(path.relative_to(top).as_posix() for path in _walk(top, _is_video))
+    top = existing_folder(root)
+    places = {"train": folders.split_folder(top, "train"), "test": folders.split_folder(top, "test", "val")}
+    if any(places.values()):
+        return _in_class_folders(split, top, {}, places, "folder", folders.beside_splits(places.values(), top))
+    found = sorted(walk(top, has_video_suffix))
     if not found:
-        raise ConfigError(f"dataset.root={root}: no videos there; known endings: {', '.join(sorted(SUFFIXES))}")
-    classes = sorted({name.split("/")[0] for name in found if "/" in name})
-    if any("/" not in name for name in found):
-        classes = []
-    held_out = {name for name in found if zlib.crc32(name.encode()) % 10_000 < test_share * 10_000}
+        raise ConfigError(f"dataset.root={root}: no videos there; {_instead(top)}")
+    numbering = Numbering(split, folders.class_folders(top, top), None)
+    held_out = {name for name in found if zlib.crc32(os.fsencode(name)) % 10_000 < test_share * 10_000}
     chosen = [name for name in found if (name in held_out) == (split == "test")]
     if not chosen:
         raise ConfigError(
             f"dataset.root={root}: no videos for the {split} split; make subfolders train and test, "
             f"or set dataset.test_share (now {test_share})"
         )
-    labels = {name: i for i, name in enumerate(classes)}
-    return Listing(top, [Video(name, labels[name.split("/")[0]] if classes else -1) for name in chosen], classes)
+    return _listing(top, [(name, name.split("/")[0]) for name in chosen], numbering)
 
 
 @SOURCES.register("list")
@@ -138,180 +142,186 @@ def listed(
 
     The frame count is not used. Labels count from 0; without labels the list serves pretraining.
     """
-    top = _folder(root)
+    top = existing_folder(root)
     files = {"train": train_list, "test": test_list}
     if files[split] is None:
         raise ConfigError(f"dataset.{split}_list: missing; the {split} split is needed")
-    rows = {part: _list_rows(Path(file), top) for part, file in files.items() if file is not None}
-    highest = max((label for part in rows.values() for _, label in part), default=-1)
-    here = [(name, label) for name, label in rows[split] if (top / name).is_file()]
-    lost = len(rows[split]) - len(here)
-    if not rows[split]:
-        raise ConfigError(f"dataset.{split}_list={files[split]}: lists no videos; dataset.root={root}")
-    if (lost and missing == "error") or not here:
-        example = next((name for name, _ in rows[split] if not (top / name).is_file()), "none listed")
-        raise ConfigError(
-            f"dataset.{split}_list={files[split]}: {lost} of {len(rows[split])} listed videos are not under {top}, "
-            f"for example {example}; correct dataset.root, or dataset.missing=skip"
+    rows = {part: lists.list_rows(_list_file(file, part, top)) for part, file in files.items() if file is not None}
+    numbering = _number(split, rows)
+    once, remarks = _once(split, rows, numbering)
+    here = [(row.name, row.label) for row in once if os.path.isfile(os.path.join(top, row.name))]
+    if len(here) == len(once):
+        return _listing(top, here, numbering, remarks)
+    present = {name for name, _ in here}
+    lost = [row for row in once if row.name not in present]
+    lists.refuse_odd_paths(lost, top)
+    example = printable(lost[0].name)
+    if missing == "error" or not here:
+        problem = folders.image_folder(top, lost[0].name) or (
+            f"{len(lost)} of {len(once)} listed videos are not under {top}, for example {example}; correct "
+            "dataset.root, or dataset.missing=skip"
         )
-    remarks = [f"{lost} listed videos are not there"] if lost else []
-    return Listing(top, [Video(*row) for row in here], [str(i) for i in range(highest + 1)], remarks)
+        raise ConfigError(f"dataset.{split}_list={files[split]}: {problem}")
+    remarks.insert(0, f"{len(lost)} of {len(once)} listed videos are not there, for example {example}")
+    return _listing(top, here, numbering, remarks, [row.name for row in lost])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading lists
+# Where lists are
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not a UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in _text(file).splitlines() if line.strip()]  # names may begin with "#"
-
-
-def _class_of(name: str) -> str:
-    if "/" not in name:
-        raise ConfigError(f"line {name!r} of a UCF101 list has no class folder in front")
-    return name.split("/")[-2]
-
-
-def _is_list(path: Path, names: Iterable[str]) -> bool:
-    return path.stem.removeprefix("kinetics400_").lower() in names
-
-
-def _kinetics_rows(file: Path) -> list[tuple[str, str]]:
-    """(name or path, class name or number) of each line."""
-    text = _text(file)
-    first = text.split("\n", 1)[0]
-    if "youtube_id" in first:
-        rows = csv.DictReader(text.splitlines())
-        return [
-            (f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}", row["label"])
-            for row in rows
-        ]
-    separator = "," if "," in first else None
-    pairs = [line.rsplit(separator, 1) for line in _lines(file)]
-    if any(len(pair) != 2 or not pair[1].strip().isdigit() for pair in pairs):
-        raise ConfigError(f"{file}: lines must be 'path label', or columns label, youtube_id, time_start, time_end")
-    return [(path.strip(), label.strip()) for path, label in pairs]
-
-
-def _list_rows(file: Path, root: Path) -> list[tuple[str, int]]:
-    file = file if file.is_file() else root / file
-    if not file.is_file():
-        raise ConfigError(f"dataset: no list {file}")
-    rows = []
-    for line in _lines(file):
-        words = line.split()
-        numbers = [word for word in words[-2:] if word.lstrip("-").isdigit()] if len(words) > 1 else []
-        name = line if not numbers else line.rsplit(maxsplit=len(numbers))[0]
-        rows.append((name, int(numbers[-1]) if numbers else -1))
-    if len({label < 0 for _, label in rows}) > 1:
-        raise ConfigError(f"{file}: some lines have a label, others none")
-    return rows
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding files
-
-
-def _folder(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        raise ConfigError(f"dataset.root={name}: no such folder")
-    return path
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _walk(top: Path, wanted, depth: int = 6) -> Iterable[Path]:
-    """Files under a folder, following links, hidden folders left out."""
-    for path in sorted(top.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if depth > 0:
-                yield from _walk(path, wanted, depth - 1)
-        elif wanted(path):
-            yield path
-
-
-def _find(where: str | Path, name: str, root: Path) -> Path:
-    for path in _walk(_folder(str(where)), lambda path: path.name == name, depth=4):
-        return path
+def _find(annotations: str | None, name: str, root: Path) -> Path:
+    where = existing_folder(annotations, "dataset.annotations") if annotations is not None else root
+    for path in walk(where, lambda found: found == name, depth=4):
+        return where / path
     raise ConfigError(f"dataset.root={root}: {name} not found under {where}; set dataset.annotations to its folder")
 
 
-def _located(root: Path, wanted: Sequence[tuple[str, int]], classes: Sequence[str]) -> Listing:
+def _list_stem(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem.lower().removeprefix("kinetics400_") if suffix.lower() in (".csv", ".txt") else ""
+
+
+def _list_file(name: str, part: str, root: Path) -> Path:
+    if not name.strip():
+        raise ConfigError(f"dataset.{part}_list: empty; give a file, or null")
+    file = Path(os.path.expanduser(name))
+    file = file if os.path.isfile(file) else root / file
+    if not os.path.isfile(file):
+        raise ConfigError(f"dataset.{part}_list={printable(name)}: no such file, neither here nor under {root}")
+    return file
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From lists and folders to videos with labels
+
+
+Rows = dict[str, list[Row]]  # of each split that has a list
+Places = dict[str, Path | None]  # of each split: its folder of class folders
+
+
+def _number(split: str, rows: Rows, places: Places | None = None, root: Path | None = None) -> Numbering:
+    """The labels of both splits, from their lists or else from their folders."""
+    sides = {part: lists.classes_of(found) for part, found in rows.items()}
+    for part, place in (places or {}).items():
+        if place is not None and part not in rows:
+            sides[part] = folders.class_folders(place, root)
+    return Numbering(split, sides.get("train"), sides.get("test"))
+
+
+def _listing(
+    root: Path,
+    labelled: Sequence[tuple[str, str]],
+    numbering: Numbering,
+    remarks: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> Listing:
+    """labelled: path and class name of each video, as `numbering` knows it."""
+    labels = numbering.labels({name for _, name in labelled})
+    videos = [Video(path, labels.get(name, -1)) for path, name in labelled]
+    remarks = [*remarks, *numbering.remarks]
+    return Listing(root, videos, numbering.names, remarks, missing=missing, unlabelled=numbering.unlabelled)
+
+
+def _once(split: str, rows: Rows, numbering: Numbering) -> tuple[list[Row], list[str]]:
+    """The rows of a split without repetitions. Refuses a video that has two labels, in whichever split's list."""
+    lists.refuse_contradictions(
+        rows.values(), numbering.labels({row.label for found in rows.values() for row in found})
+    )
+    once: dict[str, Row] = {}
+    for row in rows[split]:
+        once.setdefault(row.name, row)
+    remarks = []
+    if len(once) < len(rows[split]):
+        remarks.append(f"{len(rows[split]) - len(once)} lines of {rows[split][0].file} repeat others and do not count")
+    shared = sum(row.name in once for part, found in rows.items() if part != split for row in found)
+    if shared:
+        remarks.append(f"{shared} videos are in the lists of both splits")
+    return list(once.values()), remarks
+
+
+def _located(
+    split: str, root: Path, rows: Rows, numbering: Numbering, remarks: Sequence[str] = (), *, any_case: bool = False
+) -> Listing:
     """Videos looked up by name under a root: the path as listed, else the same class folder and name in any format,
-    else the name alone."""
+    else the name alone, unless that file is another listed video."""
+    if not rows[split]:
+        raise ConfigError(f"dataset.root={root}: none of the lists there names a video of the {split} split")
+    fold = str.casefold if any_case else str
+    once, repeated = _once(split, rows, numbering)
+    paths = list(walk(root, has_video_suffix))
     by_class: dict[tuple[str, str], str] = {}
     by_name: dict[str, str] = {}
-    for path in _walk(root, _is_video):
-        relative = path.relative_to(root).as_posix()
-        by_class.setdefault((path.parent.name, path.stem), relative)
-        by_name.setdefault(path.stem, relative)
-    videos, lost = [], []
-    for name, label in wanted:
-        if (root / name).is_file():
-            videos.append(Video(name, label))
-            continue
-        listed_as = Path(name)
-        stem = listed_as.stem if listed_as.suffix.lower() in SUFFIXES else listed_as.name
-        found = by_class.get((listed_as.parent.name, stem)) or by_name.get(stem)
-        if found is None:
-            lost.append(name)
-        else:
-            videos.append(Video(found, label))
-    if not videos:
-        example = lost[0] if lost else "none, the list is empty"
-        raise ConfigError(
-            f"dataset.root={root}: none of the {len(wanted)} listed videos is there, for example {example}"
-        )
-    remarks = [f"{len(lost)} of {len(wanted)} listed videos are not there, for example {lost[0]}"] if lost else []
-    return Listing(root, videos, classes, remarks)
-
-
-SPLIT_FOLDERS = {
-    "train": ("train", "train_256", "videos_train", "training", "train_videos"),
-    "val": ("val", "val_256", "videos_val", "validation", "valid", "val_videos", "test"),
-    "test": ("test", "testing", "videos_test", "test_videos"),
-}
-
-
-def _split_folder(root: Path, part: str) -> Path | None:
-    for top in (root, root / "videos", root / "compress", root / root.name):
-        for name in SPLIT_FOLDERS[part]:
-            if (top / name).is_dir():
-                return top / name
-    return None
-
-
-def _class_folders(root: Path, part: str, dataset: str) -> Listing:
-    """SPLIT/CLASS/video; classes are the sorted folder names of the training split."""
-    train, here = _split_folder(root, "train"), _split_folder(root, part)
-    if here is None:
-        raise ConfigError(
-            f"dataset.root={root}: no folder for the {part} split of {dataset} (looked for "
-            f"{', '.join(SPLIT_FOLDERS[part])})"
-        )
-    classes = sorted(path.name for path in (train or here).iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [path.relative_to(here) for path in _walk(here, _is_video)]
-    if not found:
-        raise ConfigError(f"dataset.root={root}: no videos in {here}")
-    strangers = sorted({path.parts[0] for path in found if len(path.parts) > 1} - set(classes))
-    if strangers:
-        raise ConfigError(f"dataset.root={root}: class {strangers[0]} of {here.name} has no folder in {train}")
-    labels = {name: label for label, name in enumerate(classes)}
-    if not classes or any(len(path.parts) == 1 for path in found):
-        classes = []
-    videos = [
-        Video((here / path).relative_to(root).as_posix(), labels[path.parts[0]] if classes else -1) for path in found
+    for path in paths:
+        by_class.setdefault(_folder_and_stem(path, fold), path)
+        by_name.setdefault(_folder_and_stem(path, fold)[1], path)
+    there = set(paths)
+    names = [
+        row.name
+        if row.name in there or os.path.isfile(os.path.join(root, row.name))
+        else by_class.get(_folder_and_stem(row.name, fold))
+        for row in once
     ]
-    return Listing(root, videos, classes)
+    owners: dict[str, Row] = {}
+    for row, path in zip(once, names, strict=True):
+        if path is not None:
+            _own(path, row, owners, numbering)
+    by_name_alone: dict[str, Row] = {}
+    for number, row in enumerate(once):
+        path = by_name.get(_folder_and_stem(row.name, fold)[1]) if names[number] is None else None
+        if path is not None and path not in owners and not _of_other_class(path, row, numbering):
+            _own(path, row, by_name_alone, numbering)
+            names[number] = path
+    found = {path: row.label for row, path in zip(once, names, strict=True) if path is not None}
+    lost = [row.name for row, path in zip(once, names, strict=True) if path is None]
+    if not found:
+        hint = folders.images_instead(root, {_folder_and_stem(name, str)[1] for name in lost})
+        raise ConfigError(
+            f"dataset.root={root}: none of the {len(once)} listed videos is there, for example {printable(lost[0])}"
+            + (f"; {hint}" if hint else "")
+        )
+    told = [f"{len(lost)} of {len(once)} listed videos are not there, for example {printable(lost[0])}"] if lost else []
+    return _listing(root, list(found.items()), numbering, [*told, *repeated, *remarks], lost)
+
+
+def _own(path: str, row: Row, owners: dict[str, Row], numbering: Numbering) -> None:
+    """Note which row a file belongs to. Refuses a second row with another label."""
+    other = owners.setdefault(path, row)
+    if other.label != row.label and numbering.label(other.label) != numbering.label(row.label):
+        raise lists.two_labels(row, other)
+
+
+def _of_other_class(path: str, row: Row, numbering: Numbering) -> bool:
+    """Whether the file is in the class folder of another class than the row's."""
+    label = numbering.label(posixpath.basename(posixpath.dirname(path)))
+    return label is not None and label != numbering.label(row.label)
+
+
+def _folder_and_stem(path: str, fold: Callable[[str], str]) -> tuple[str, str]:
+    parent, _, name = fold(path).rpartition("/")
+    stem, suffix = posixpath.splitext(name)
+    return parent.rpartition("/")[2], stem if suffix.lower() in SUFFIXES else name
+
+
+def _in_class_folders(
+    split: str, root: Path, rows: Rows, places: Places, dataset: str, remarks: Sequence[str]
+) -> Listing:
+    """SPLIT/CLASS/video."""
+    here = places[split]
+    if here is None:
+        part = {"train": "train", "test": "val" if dataset == "kinetics400" else "test"}[split]
+        known = dict.fromkeys(folders.SPLIT_FOLDERS[part] + (folders.SPLIT_FOLDERS["val"] if part == "test" else ()))
+        raise ConfigError(
+            f"dataset.root={root}: no folder for the {part} split of {dataset} (looked for {', '.join(known)})"
+        )
+    found = list(walk(here, has_video_suffix))
+    if not found:
+        raise ConfigError(f"dataset.root={root}: no videos in {here}; {_instead(here)}")
+    numbering = _number(split, rows, places, root)
+    prefix = here.relative_to(root).as_posix()
+    labelled = [(f"{prefix}/{path}", path.split("/")[0]) for path in found]
+    return _listing(root, labelled, numbering, remarks)
+
+
+def _instead(folder: Path) -> str:
+    return folders.images_instead(folder) or f"known endings: {', '.join(sorted(SUFFIXES))}"

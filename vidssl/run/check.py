@@ -256,7 +256,8 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "
-                    "put them in class folders, or choose task=pretrain"
+                    + (f"{listing.unlabelled}; " if listing.unlabelled else "")
+                    + "put them in class folders, or choose task=pretrain"
                 )
             if split == "test" and task.needs_rendered and not listing.recipes:
                 problems.append(
