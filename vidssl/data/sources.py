@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def folder(split: str, *, root: str, test_share: Share) -> Listing:
     classes = sorted({name.split("/")[0] for name in found if "/" in name})
     if any("/" not in name for name in found):
         classes = []
-    held_out = {name for name in found if zlib.crc32(name.encode()) % 10_000 < test_share * 10_000}
+    held_out = {name for name in found if zlib.crc32(os.fsencode(name)) % 10_000 < test_share * 10_000}
     chosen = [name for name in found if (name in held_out) == (split == "test")]
     if not chosen:
         raise ConfigError(
@@ -145,17 +146,16 @@ def listed(
     rows = {part: _list_rows(Path(file), top) for part, file in files.items() if file is not None}
     highest = max((label for part in rows.values() for _, label in part), default=-1)
     here = [(name, label) for name, label in rows[split] if (top / name).is_file()]
-    lost = len(rows[split]) - len(here)
+    lost = [name for name, _ in rows[split] if not (top / name).is_file()]
     if not rows[split]:
         raise ConfigError(f"dataset.{split}_list={files[split]}: lists no videos; dataset.root={root}")
     if (lost and missing == "error") or not here:
-        example = next((name for name, _ in rows[split] if not (top / name).is_file()), "none listed")
+        example = next(iter(lost), "none listed")
         raise ConfigError(
-            f"dataset.{split}_list={files[split]}: {lost} of {len(rows[split])} listed videos are not under {top}, "
-            f"for example {example}; correct dataset.root, or dataset.missing=skip"
+            f"dataset.{split}_list={files[split]}: {len(lost)} of {len(rows[split])} listed videos are not under "
+            f"{top}, for example {example}; correct dataset.root, or dataset.missing=skip"
         )
-    remarks = [f"{lost} listed videos are not there"] if lost else []
-    return Listing(top, [Video(*row) for row in here], [str(i) for i in range(highest + 1)], remarks)
+    return Listing(top, [Video(*row) for row in here], [str(i) for i in range(highest + 1)], missing=lost)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,8 +274,7 @@ def _located(root: Path, wanted: Sequence[tuple[str, int]], classes: Sequence[st
         raise ConfigError(
             f"dataset.root={root}: none of the {len(wanted)} listed videos is there, for example {example}"
         )
-    remarks = [f"{len(lost)} of {len(wanted)} listed videos are not there, for example {lost[0]}"] if lost else []
-    return Listing(root, videos, classes, remarks)
+    return Listing(root, videos, classes, missing=lost)
 
 
 SPLIT_FOLDERS = {
