@@ -235,10 +235,8 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
                     f"dataset.root={listing.root}: the {split} split of dataset={config['dataset']['name']} has no "
                     f"videos, task={key} needs some"
                 )
-            refusal = split in task.evaluates and split != "train" and too_many_omissions(
-                split, listing, None, config["data"]["most_missing"]
-            )  # fmt: skip
-            problems += [refusal] if refusal else []
+            if split != "train" and split in task.evaluates:
+                problems += too_many_omissions(split, listing, None, config["data"]["most_missing"])
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "

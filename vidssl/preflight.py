@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from vidssl import build, distributed
 from vidssl.build import Run
 from vidssl.clips import ClipPlan
-from vidssl.data.manifest import Manifest, absent_classes, omissions, too_many_omissions
+from vidssl.data.manifest import Listing, Manifest, absent_classes, omissions, too_many_omissions
 from vidssl.registry import ConfigError, read_options
 from vidssl.tasks import TASKS, Task
 
@@ -26,21 +26,14 @@ def preflight(run: Run, names: Sequence[str]) -> None:
     logged: set[str] = set()
     problems: list[str] = []
     for task in tasks:
-        for split, videos, is_trained_on in manifests(run, task):
+        for split, videos in manifests(run, task):
             files = build.listing(run, split)
-            refusal = None if is_trained_on or split == "train" else too_many_omissions(
-                split, files, videos, build.data_options(run).most_missing
-            )  # fmt: skip
-            left_out = omissions(files, videos)
-            lines = [f"{split} split: {left_out}"] if left_out else []
+            lines = _warnings(run, task, split, files, videos)
+            for line in [line for line in lines if line not in logged]:
+                run.log.say(f"warning: {line}")
+            logged.update(lines)
             if split != "train":
-                train = _training(run, task)
-                lines += absent_classes(split, videos, train)
-            for line in lines:
-                if line not in logged:
-                    run.log.say(f"warning: {line}")
-                logged.add(line)
-            problems += [refusal] if refusal else []
+                problems += too_many_omissions(split, files, videos, build.data_options(run).most_missing)
     if not problems and distributed.rank() == 0:
         problems = [problem for task in tasks for problem in _tried(run, task)]
     problems = distributed.from_first(list(dict.fromkeys(problems)))
@@ -48,26 +41,38 @@ def preflight(run: Run, names: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def manifests(run: Run, task: Task) -> Iterator[tuple[str, Manifest, bool]]:
-    """(split, its videos, whether the task trains on them) of the user's own videos; scans what is not scanned yet."""
+def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest) -> list[str]:
+    """What of a split is not as the data set's files say."""
+    example = files.missing[0] if files.missing else None  # named with the other omissions
+    lines = [f"{split} split: {line}" for line in files.remarks if example is None or example not in line]
+    left_out = omissions(files, videos)
+    lines += [f"{split} split: {left_out}"] if left_out else []
+    return lines + (absent_classes(split, videos, _training(run, task)) if split != "train" else [])
+
+
+def manifests(run: Run, task: Task) -> Iterator[tuple[str, Manifest]]:
+    """The splits of the user's own videos that the task reads; scans what is not scanned yet."""
     for split in dict.fromkeys((*task.trains_on, *task.evaluates)):
         if hasattr(task, "clip_frames") and not build.listing(run, split).recipes:
-            training = split in task.trains_on
-            yield split, build.manifest(run, split, task.clip_frames * task.frame_stride, training=training), training
+            yield split, _manifest(run, task, split)
+
+
+def _manifest(run: Run, task: Task, split: str) -> Manifest:
+    window = task.clip_frames * task.frame_stride
+    return build.manifest(run, split, window, training=split in task.trains_on)
 
 
 def _training(run: Run, task: Task) -> Manifest | None:
     """The videos whose classes the task's classifier or gallery knows, if it has any."""
     if "train" not in (*task.trains_on, *task.evaluates):
         return None
-    window = task.clip_frames * task.frame_stride
-    return build.manifest(run, "train", window, training="train" in task.trains_on)
+    return _manifest(run, task, "train")
 
 
 def _tried(run: Run, task: Task) -> Iterator[str]:
     """What goes wrong where the task's evaluation does its work on one or two videos."""
-    for split, videos, is_trained_on in manifests(run, task):
-        if not is_trained_on and hasattr(task, "clips"):
+    for split, videos in manifests(run, task):
+        if split in task.evaluates and hasattr(task, "clips"):
             yield from _undecodable(run, task, split, videos)
     task.rehearse(run)
 

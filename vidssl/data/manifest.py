@@ -221,16 +221,16 @@ def omissions(listing: Listing, manifest: Manifest | None = None) -> str:
     return f"{lost} of {listed(listing)} listed videos are left out: {described}"
 
 
-def too_many_omissions(split: str, listing: Listing, manifest: Manifest | None, most_missing: float) -> str | None:
-    """The reason to refuse an evaluation on a split of which more than `most_missing` is not used, or None."""
+def too_many_omissions(split: str, listing: Listing, manifest: Manifest | None, most_missing: float) -> list[str]:
+    """Why an evaluation is refused on a split of which more than `most_missing` is not used; [] if it is not."""
     lost = listed(listing) - (len(listing.videos) if manifest is None else len(manifest))
     if lost <= allowance(listed(listing), most_missing):
-        return None
-    return (
+        return []
+    return [
         f"dataset.root={listing.root}: {split} split: {omissions(listing, manifest)}; more than "
         f"data.most_missing={most_missing:g} allows; complete the data set, or set data.most_missing=1 to evaluate on "
         "the others"
-    )
+    ]
 
 
 def absent_classes(split: str, manifest: Manifest, train: Manifest | None) -> list[str]:
@@ -260,9 +260,6 @@ def summary(listing: Listing, manifest: Manifest, examples: int) -> list[str]:
         sizes = sorted(counts[label] for label in range(len(manifest.classes)))
         lines[0] += f", {len(manifest.classes)} classes with {sizes[0]} to {sizes[-1]} videos"
     lines += listing.remarks
-    if listing.missing:
-        lines.append(f"{len(listing.missing)} not on disk{':' if examples else ''}")
-        lines += [f"    {name}" for name in listing.missing[:examples]]
     for flaw, found in manifest.flaws.items():
         if found:
             lines.append(f"{len(found)} {flaw.replace('_', ' ')}{':' if examples else ''}")

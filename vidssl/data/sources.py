@@ -155,7 +155,9 @@ def listed(
             f"dataset.{split}_list={files[split]}: {len(lost)} of {len(rows[split])} listed videos are not under "
             f"{top}, for example {example}; correct dataset.root, or dataset.missing=skip"
         )
-    return Listing(top, [Video(*row) for row in here], [str(i) for i in range(highest + 1)], missing=lost)
+    remarks = [f"{len(lost)} listed videos are not there, for example {lost[0]}"] if lost else []
+    classes = [str(i) for i in range(highest + 1)]
+    return Listing(top, [Video(*row) for row in here], classes, remarks, missing=lost)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +276,8 @@ def _located(root: Path, wanted: Sequence[tuple[str, int]], classes: Sequence[st
         raise ConfigError(
             f"dataset.root={root}: none of the {len(wanted)} listed videos is there, for example {example}"
         )
-    return Listing(root, videos, classes, missing=lost)
+    remarks = [f"{len(lost)} of {len(wanted)} listed videos are not there, for example {lost[0]}"] if lost else []
+    return Listing(root, videos, classes, remarks, missing=lost)
 
 
 SPLIT_FOLDERS = {
