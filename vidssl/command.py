@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidssl import slurm
 from vidssl.records import DONE, FAILED, STOPPED, WRONG
 from vidssl.registry import ConfigError, nearest, unknown
+from vidssl.text import print_any_name
 
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
@@ -38,6 +39,7 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ["VIDSSL_HOME"] = str(home)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
+    print_any_name()
     register_resolvers()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl-C, until a run takes them
         signal.signal(number, signal.default_int_handler)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vidssl.engine.official import read_official
 from vidssl.engine.weightfile import read_file
 from vidssl.registry import ConfigError
+from vidssl.text import printable
 
 FORMAT = 1
 
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text))
+    write_atomically(path, lambda file: file.write_text(printable(text), encoding="utf-8"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

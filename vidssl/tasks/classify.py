@@ -17,7 +17,7 @@ from vidssl.engine.checkpoint import save_state
 from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, Count, Positive, Share, Whole, Within
-from vidssl.scores import scored
+from vidssl.scores import rehearse, scored
 from vidssl.tasks import TASKS, Task
 
 Part = Annotated[float, Within("(0, 1)")]
@@ -38,6 +38,9 @@ class Scoring(ClipOptions):
     average: Average
     test_augmentation: Augmentation
     test_batch_size: Count
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def scores(self, run: Run, classifier: Classifier, split: str) -> dict[str, Tensor]:
         """value float32 [N, classes], label, index int64 [N]."""
@@ -204,6 +207,7 @@ class Linear(TrainOptions, Scoring, Task):
             augmentation,
             self.test_batch_size,
             split,
+            training=split == "train",
         )
 
 
@@ -257,6 +261,9 @@ class Test(ClipOptions, Task):
     splits = ("test",)
     labelled = True
     starts_from = "classifier"
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         classifier = build.classifier(run, build.backbone(run), build.listing(run, "test").classes)

@@ -11,7 +11,7 @@ from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.evaluation.classifier import pooled
 from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, recalls
 from vidssl.registry import Count, Positive
-from vidssl.scores import scored
+from vidssl.scores import rehearse, scored
 from vidssl.tasks import TASKS, Task
 
 
@@ -75,6 +75,9 @@ class Retrieve(Neighbours):
 class Knn(Neighbours):
     k: Count
     temperature: Positive
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=False)
