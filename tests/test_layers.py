@@ -9,16 +9,17 @@ import pytest
 
 from tests.conftest import HOME
 
-GROUND = {"registry", "clips", "learner", "distributed"}
+GROUND = {"registry", "clips", "learner", "distributed", "text"}
 WINGS = {"data", "augment", "backbones", "methods", "engine", "evaluation"}
 MAY_IMPORT = {
+    "text": set(),
     "registry": set(),
     "clips": set(),
     "learner": {"clips"},
     "distributed": {"registry"},
     "slurm": set(),
     "ranks": {"registry", "distributed", "slurm"},
-    "records": {"registry"},
+    "records": {"registry", "text"},
     "cluster": {"registry", "distributed", "records", "slurm"},
     "data": GROUND,
     "augment": {"registry"},
@@ -27,17 +28,18 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "engine": GROUND,
     "build": GROUND | WINGS,
-    "scores": {"engine", "evaluation", "build"},
+    "scores": {"engine", "evaluation", "build", "text"},
     "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
+    "preflight": GROUND | {"build", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "reporting": {"records", "slurm"},
     "pictures": {"reporting.axes"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
     "tasks": GROUND | WINGS | {"build", "bench", "scores", "pictures", "reporting"},
     "app": GROUND
-    | {"ranks", "records", "cluster", "build", "check", "plan", "tasks"}
+    | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
     | {"engine.device", "engine.log"},
-    "command": {"registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
+    "command": {"text", "registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
     | {"reporting.plan", "data.video"},
 }
 OWN_ROOM = {

@@ -20,7 +20,7 @@ from vidssl.backbones.blocks import BACKBONES
 from vidssl.clips import Batch
 from vidssl.data.cache import not_made
 from vidssl.data.loader import DataOptions
-from vidssl.data.manifest import Listing
+from vidssl.data.manifest import Listing, omissions
 from vidssl.engine.optim import OPTIMIZERS
 from vidssl.evaluation.bias import CHANGES
 from vidssl.evaluation.classifier import Classifier
@@ -67,7 +67,7 @@ def plan(config: dict[str, Any], output: Path) -> list[str]:
     head = f"The configuration is sound: {chosen}, seed {config['seed']}, {pluralize(ranks(config), 'rank')}"
     takes = parts(config, data)
     told = [line for part in takes for line in part.lines]
-    told += data.to_render() + data.to_copy(DataOptions(**read_options(DataOptions, config["data"])))
+    told += data.omissions() + data.to_render() + data.to_copy(DataOptions(**read_options(DataOptions, config["data"])))
     told += _hours(config, [part.flops for part in takes])
     told += _disk(output, {name: size for part in takes for name, size in part.files.items()}, config)
     told += LAUNCHERS.build(config["launcher"]).plan(config)
@@ -107,6 +107,11 @@ class Data:
             return []
         more = ("test_swap", "test_cf") if isinstance(task, Retrieve) else ("test_swap",)
         return ["test", *(more if self.listing("test").recipes else ())]
+
+    def omissions(self) -> list[str]:
+        """Listed videos that are not on disk, a line for each split."""
+        lines = {split: omissions(listing) for split, listing in self.listings.items()}
+        return [f"{split} split: {line}" for split, line in lines.items() if line]
 
     def to_render(self) -> list[str]:
         missing = [

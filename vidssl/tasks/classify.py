@@ -18,7 +18,7 @@ from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, Within
 from vidssl.tasks import TASKS, Task
-from vidssl.tasks.scores import scored
+from vidssl.tasks.scores import rehearse, scored
 
 Part = Annotated[float, Within("(0, 1)")]
 
@@ -38,6 +38,9 @@ class Scoring(ClipOptions):
     average: Average
     test_augmentation: Augmentation
     test_batch_size: PositiveInt
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def scores(self, run: Run, classifier: Classifier, split: str) -> dict[str, Tensor]:
         """value float32 [N, classes], label, index int64 [N]."""
@@ -204,6 +207,7 @@ class Linear(TrainOptions, Scoring, Task):
             augmentation,
             self.test_batch_size,
             split,
+            training=split == "train",
         )
 
 
@@ -257,6 +261,9 @@ class Test(ClipOptions, Task):
     splits = ("test",)
     labelled = True
     starts_from = "classifier"
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         classifier = build.classifier(run, build.backbone(run), build.listing(run, "test").classes)

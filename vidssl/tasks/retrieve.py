@@ -12,7 +12,7 @@ from vidssl.evaluation.classifier import pooled
 from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, recalls
 from vidssl.registry import PositiveFloat, PositiveInt
 from vidssl.tasks import TASKS, Task
-from vidssl.tasks.scores import scored
+from vidssl.tasks.scores import rehearse, scored
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Retrieve(Neighbours):
 class Knn(Neighbours):
     k: PositiveInt
     temperature: PositiveFloat
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=False)
