@@ -17,7 +17,7 @@ from vidssl.data import classes as names
 from vidssl.data.cache import Form, folder_of, problems, with_copies
 from vidssl.data.dataset import ClipDataset
 from vidssl.data.loader import ClipLoader, DataOptions
-from vidssl.data.manifest import Listing, Manifest, read_manifest
+from vidssl.data.manifest import Listing, Manifest, listed, read_manifest
 from vidssl.data.sources import SOURCES
 from vidssl.data.spatial import CROPS
 from vidssl.data.synthetic import EXTRA_SPLITS, render_missing
@@ -74,6 +74,7 @@ class Run:
     device: torch.device
     checkpoint: str | None = None  # what the next task starts from
     speed: dict[str, float] = field(default_factory=dict)  # of the task that trained last, for run.json
+    used: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> videos, listed: of the task that runs
     listings: dict[str, Listing] = field(default_factory=dict)
     manifests: dict[tuple, Manifest] = field(default_factory=dict)
 
@@ -327,6 +328,7 @@ def training_loader(
     """Shuffled, whole batches only. batch_size: over all ranks and accumulated parts."""
     accumulate = run.config["trainer"]["accumulate"]
     videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=True)
+    note_used(run, split, len(videos))
     if len(videos) < batch_size:
         raise ConfigError(
             f"{task}.batch_size={batch_size}: only {len(videos)} videos of the {split} split can be used "
@@ -336,12 +338,27 @@ def training_loader(
     return _loader(run, videos, plan, crop, clip, size, training=True)
 
 
+def note_used(run: Run, split: str, count: int) -> None:
+    """For the record: the running task's metrics are of `count` of the split's listed videos."""
+    run.used[split] = {"videos": count, "listed": listed(listing(run, split))}
+
+
 def evaluation_loader(
-    run: Run, clips: int, crop: dict, clip: ClipOptions, batch_size: int | Sequence[Sequence[int]], *, split: str
+    run: Run,
+    clips: int,
+    crop: dict,
+    clip: ClipOptions,
+    batch_size: int | Sequence[Sequence[int]],
+    *,
+    split: str,
+    training: bool = False,
 ) -> ClipLoader:
-    """Every video once, with evenly spread clips. batch_size: videos, on each rank; or the manifest's places that stand
-    in each batch, of all ranks, who take turns."""
-    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=False)
+    """Every video once, with evenly spread clips.
+
+    batch_size: videos, on each rank; or the manifest's places that stand in each batch, of all ranks, who take turns.
+    training: only the videos that training uses, without short ones where data.short_video says so.
+    """
+    videos = manifest(run, split, clip.clip_frames * clip.frame_stride, training=training)
     return _loader(run, videos, ClipPlan.uniform(clips), crop, clip, batch_size, training=False)
 
 
@@ -396,12 +413,13 @@ def features(
     split: str,
     *,
     average: bool = True,
+    training: bool = False,
 ) -> dict[str, Tensor]:
     """The network's answers to each video's evenly spread clips, averaged: value [N, C], label, index int64 [N].
 
-    average=False: value [N, V, C], each clip's own.
+    average=False: value [N, V, C], each clip's own. training: only of videos that training uses.
     """
-    loader = evaluation_loader(run, clips, augmentation.crop, clip, batch_size, split=split)
+    loader = evaluation_loader(run, clips, augmentation.crop, clip, batch_size, split=split, training=training)
     normalize = color(run, augmentation)
 
     def answer(batch: Tensor) -> Tensor:
@@ -409,7 +427,9 @@ def features(
 
     with autocast(run):
         batches = run.log.track(loader.epoch(0), len(loader), f"features of {split}")
-        return per_video(answer, batches, run.device, average=average)
+        found = per_video(answer, batches, run.device, average=average)
+    note_used(run, split, len(found["index"]))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

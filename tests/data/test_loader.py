@@ -172,10 +172,13 @@ def test_evaluation_leaves_a_damaged_video_out(tmp_path: Path) -> None:
 def test_too_many_damaged_videos_end_the_run(tmp_path: Path) -> None:
     for i in range(8):
         make_video(tmp_path / f"{i}.mp4", 24, size=(48, 64))
-    data = dataset(tmp_path, 8)
-    damage(tmp_path, [0, 1, 2])
-    with pytest.raises(VideoError, match=r"of 8 videos turned out damaged, more than data.most_damaged=0.2"):
-        list(loader(data, most_damaged=0.2).epoch(0))
+    data = dataset(tmp_path, 8, replace=False)
+    damage(tmp_path, [0, 1, 2, 3])
+    loading = loader(data, training=False, most_damaged=0.01)
+    assert sum(len(batch.index) for batch in loading.epoch(0)) == 4, "half of a small split, up to five, may be damaged"
+    damage(tmp_path, [4])
+    with pytest.raises(VideoError, match=r"5 of 8 videos turned out damaged, more than data.most_damaged=0.2"):
+        list(loader(data, training=False, most_damaged=0.2).epoch(0))
 
 
 @pytest.mark.slow

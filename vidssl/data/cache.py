@@ -83,7 +83,7 @@ def folder_of(root: Path, form: Form, index_folder: str | None, cache_folder: st
     if cache_folder is None:
         beside = file.with_name(".vidssl-cache") if file.name == INDEX_NAME else file.with_suffix(".cache")
     else:
-        beside = Path(cache_folder) / f"{root.name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}"
+        beside = Path(cache_folder) / f"{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}"
     return beside / str(form)
 
 
@@ -134,7 +134,7 @@ def problems(manifest: Manifest, folder: Path) -> list[str]:
 
 def _name(path: str, form: Form) -> str:
     inside = not os.path.isabs(path) and ".." not in Path(path).parts
-    return (path if inside else hashlib.sha256(path.encode()).hexdigest()[:24]) + form.suffix
+    return (path if inside else hashlib.sha256(os.fsencode(path)).hexdigest()[:24]) + form.suffix
 
 
 def _is_made(known: dict, row: dict, target: Path) -> bool:

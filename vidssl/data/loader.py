@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from vidssl.clips import Batch
 from vidssl.data.dataset import ClipDataset, collate
+from vidssl.data.manifest import allowance
 from vidssl.data.video import VideoError
 from vidssl.engine import distributed
 from vidssl.registry import NonNegativeInt, PositiveInt, UnitInterval, Within
@@ -31,7 +32,8 @@ class DataOptions:
     rotate: bool  # turn pictures as the file asks a player to do
     short_video: Literal["skip", "loop"]  # in training; evaluation repeats short videos, so that all count
     drop: list[Literal["damaged", "variable_rate", "rotated"]]  # kinds of videos to leave out everywhere
-    most_damaged: UnitInterval  # of the videos may turn out damaged before a run stops
+    most_damaged: UnitInterval  # of the videos (or five) may turn out damaged before a run stops
+    most_missing: UnitInterval  # of a test split's listed videos (or five) may be missing or unusable
     index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
     processes: NonNegativeInt  # that scan, render or make copies; 0: one for each processor
     cache: Literal["mjpeg", "raw", "fastdecode"] | None  # read small copies in place of the videos
@@ -100,7 +102,7 @@ class ClipLoader:
     """Loads batches with worker processes; says how many videos could not be read and which.
 
     batch_size: of this rank; or the indices in each batch of all ranks, who take turns. most_damaged: share of the
-    videos that may turn out damaged before a run is stopped.
+    videos that may turn out damaged before a run is stopped; in small data sets see `allowance`.
     """
 
     def __init__(
@@ -159,11 +161,11 @@ class ClipLoader:
         self.damaged[video] = reason
         action = "another video takes its place" if self.dataset.replace else "left out"
         self.report(f"damaged video, {len(self.damaged)} so far, {action}: {reason}")
-        share = len(self.damaged) / len(self.dataset)
-        if share > self.most_damaged:
+        if len(self.damaged) > allowance(len(self.dataset), self.most_damaged):
             raise VideoError(
                 f"{len(self.damaged)} of {len(self.dataset)} videos turned out damaged, more than "
-                f"data.most_damaged={self.most_damaged} allows; the last: {reason}"
+                f"data.most_damaged={self.most_damaged} allows; the last: {reason}. The same command with a higher "
+                "limit goes on"
             )
 
 

@@ -53,6 +53,7 @@ class Manifest:
     rows: Sequence[bytes]  # the videos' indices as JSON: one object each would bloat every worker
     flaws: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of all listed videos with it
     dropped: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of videos not used for it
     files: Sequence[str] = ()  # where to read each video instead, relative to root or absolute; () where they lie
 
     def __len__(self) -> int:
@@ -86,16 +87,20 @@ def read_manifest(
     progress: shown the rows as they come. Unreadable videos are always left out.
     """
     known = scan(listing, cache=cache, processes=processes, progress=progress)
-    kept, rows, flaws = [], [], {flaw: [] for flaw in FLAWS}
+    kept, rows, flaws, left_out = [], [], {flaw: [] for flaw in FLAWS}, {}
     for video in listing.videos:
         row = known[video.path]
         found = list(_flaws(row, window))
         for flaw, reason in found:
             flaws[flaw].append(f"{video.path}: {reason}")
-        if not any(flaw == "unreadable" or flaw in drop for flaw, _ in found):
+        decisive = next((each for each in found if each[0] == "unreadable" or each[0] in drop), None)
+        if decisive is None:
             kept.append(video)
             rows.append(json.dumps(row["video"], separators=(",", ":")).encode())
-    return Manifest(listing.root, kept, listing.classes, rows, flaws, len(listing.videos) - len(kept))
+        else:
+            left_out.setdefault(decisive[0], []).append(f"{video.path}: {decisive[1]}")
+    dropped = len(listing.videos) - len(kept)
+    return Manifest(listing.root, kept, listing.classes, rows, flaws, dropped, left_out)
 
 
 def _flaws(row: dict, window: int) -> Iterator[tuple[str, str]]:
@@ -145,7 +150,7 @@ def index_file(root: Path, cache: str | None = None) -> Path:
         return root / INDEX_NAME
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache) if cache is not None else Path(home) / "vidssl"
-    return folder / f"{root.name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}.jsonl"
+    return folder / f"{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.jsonl"
 
 
 def read_rows(file: Path) -> dict[str, dict]:
@@ -192,9 +197,65 @@ def _scan_one(job: tuple[Path, str, list[int] | None]) -> dict:
         return {**row, "error": str(error).removeprefix(f"{root / path}: ")}
 
 
+def allowance(count: int, share: float) -> float:
+    """How many of `count` videos may be lost: a share, in small splits up to five, but never all for that reason."""
+    return max(share * count, min(5, count / 2))
+
+
+def listed(listing: Listing) -> int:
+    """Number of listed videos, with those that are not on disk."""
+    return len(listing.videos) + len(listing.missing)
+
+
+def omissions(listing: Listing, manifest: Manifest | None = None) -> str:
+    """How many listed videos are not used and why, with an example of each reason; "" if all are used.
+
+    Without a manifest only of videos that are not on disk.
+    """
+    reasons = {"not on disk": list(listing.missing)} if listing.missing else {}
+    if manifest is not None:
+        reasons |= {flaw.replace("_", " "): names for flaw, names in manifest.left_out.items()}
+    if not reasons:
+        return ""
+    lost = sum(map(len, reasons.values()))
+    described = "; ".join(f"{len(names)} {reason}, for example {names[0]}" for reason, names in reasons.items())
+    return f"{lost} of {listed(listing)} listed videos are left out: {described}"
+
+
+def too_many_omissions(split: str, listing: Listing, manifest: Manifest | None, most_missing: float) -> list[str]:
+    """Why an evaluation is refused on a split of which more than `most_missing` is not used; [] if it is not."""
+    lost = listed(listing) - (len(listing.videos) if manifest is None else len(manifest))
+    if lost <= allowance(listed(listing), most_missing):
+        return []
+    return [
+        f"dataset.root={listing.root}: {split} split: {omissions(listing, manifest)}; more than "
+        f"data.most_missing={most_missing:g} allows; complete the data set, or set data.most_missing=1 to evaluate on "
+        "the others"
+    ]
+
+
+def absent_classes(split: str, manifest: Manifest, train: Manifest | None) -> list[str]:
+    """Warnings: classes without a video in this split, and classes of its videos that training has none of."""
+    here = {video.label for video in manifest.videos}
+    known = range(len(manifest.classes)) if train is None else {video.label for video in train.videos}
+    absent = [name for label, name in enumerate(manifest.classes) if label not in here]
+    unknown = [name for label, name in enumerate(manifest.classes) if label in here and label not in known]
+    warnings = []
+    if absent:
+        warnings.append(
+            f"{len(absent)} of {len(manifest.classes)} classes have no video in the {split} split, "
+            f"for example {absent[0]}"
+        )
+    if unknown:
+        warnings.append(
+            f"{len(unknown)} classes of the {split} split have no video in the train split, for example {unknown[0]}"
+        )
+    return warnings
+
+
 def summary(listing: Listing, manifest: Manifest, examples: int) -> list[str]:
     """What a user wants to read after a scan, a line each; so many files are named for each flaw."""
-    lines = [f"{len(manifest)} of {len(listing.videos)} videos of {listing.root} are used"]
+    lines = [f"{len(manifest)} of {listed(listing)} videos of {listing.root} are used"]
     if manifest.classes:
         counts = Counter(video.label for video in manifest.videos)
         sizes = sorted(counts[label] for label in range(len(manifest.classes)))

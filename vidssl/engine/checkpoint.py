@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidssl.engine.official import read_official
+from vidssl.engine.text import printable
 from vidssl.engine.weightfile import read_file
 from vidssl.registry import ConfigError
 
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text))
+    write_atomically(path, lambda file: file.write_text(printable(text), encoding="utf-8"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

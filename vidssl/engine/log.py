@@ -17,6 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidssl.engine.text import printable
+
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -38,17 +40,19 @@ class Log:
         """A line for people."""
         if not self.is_main:
             return
+        text = printable(text)
         self.console.print(text, markup=False)
         self._note("train.log", text)
 
     def error(self, text: str) -> None:
+        text = printable(text)
         if self.is_main:
             self.console.print(text, style="red", markup=False)
         self._note("train.log" if self.is_main else f"rank{self.rank}.log", text)
 
     def _note(self, name: str, text: str) -> None:
         if self.folder.is_dir():
-            with (self.folder / name).open("a") as file:
+            with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {text}\n")
 
     # -- numbers
@@ -62,13 +66,13 @@ class Log:
         self.latest[task] = row
         self._to_tensorboard(row)
 
-    def figures(self, task: str, values: Mapping[str, float]) -> None:
-        """A task's final figures, unless they are its last line already."""
+    def figures(self, task: str, values: Mapping[str, float], remark: str = "") -> None:
+        """A task's final figures, unless they are its last line already. remark: printed after them."""
         last = self.latest.get(task, {"step": 0, "epoch": 0.0})
         if any(last.get(name) != value for name, value in values.items()):
             self.scalars(task, last["step"], last["epoch"], values)
         told = [f"{name} {value:.4g}" for name, value in values.items()]
-        self.say(f"{task}: {'  '.join(told[:8])}{'  ...' if len(told) > 8 else ''}")
+        self.say(f"{task}: {'  '.join(told[:8])}{'  ...' if len(told) > 8 else ''}{remark and f'  ({remark})'}")
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far: what a saved state belongs to."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vidssl.engine.text import printable
 from vidssl.registry import ConfigError
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit status of a run's process
@@ -28,7 +29,7 @@ NEUTRAL = (
     "output", "recipe", "protocol",
     "resume", "retry_failed", "check_only", "score", "launcher", "stop_after_minutes", "trainer.save_every",
     "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
-    "data.cache_folder",
+    "data.cache_folder", "data.most_damaged", "data.most_missing",
 )  # fmt: skip
 
 
@@ -146,7 +147,14 @@ def _enter(
 
 def end(output: Path, status: str, error: str | None = None) -> None:
     record = read_json(output / "run.json")
-    write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error})
+    write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error and printable(error)})
+
+
+def incomplete(splits: dict[str, dict[str, int]]) -> str:
+    """Of how many listed videos a task's metrics are: "of 12 of 13 test videos", "" if of all."""
+    parts = [f"{count['videos']} of {count['listed']} {split}" for split, count in splits.items()
+             if count["videos"] < count["listed"]]  # fmt: skip
+    return f"of {' and '.join(parts)} videos" if parts else ""
 
 
 def end_if_lost(output: Path, error: str) -> None:
@@ -183,7 +191,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 def write(file: Path, text: str) -> None:
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(text)
+    unfinished.write_text(printable(text), encoding="utf-8")
     unfinished.replace(file)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidssl.clips import Batch
 from vidssl.engine import distributed
+from vidssl.registry import ConfigError
 
 
 @torch.no_grad()
@@ -36,6 +37,9 @@ def per_video(
 def of_all_ranks(own: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """What every rank found, a row a video, in the order of `index`. Raises Stopped if a signal came meanwhile."""
     distributed.stop_if_asked()
-    found = {name: torch.cat(distributed.gather_lists(parts)) for name, parts in own.items()}
+    gathered = {name: distributed.gather_lists(parts) for name, parts in own.items()}
+    if not gathered["index"]:
+        raise ConfigError("data: none of the videos could be decoded; task=prepare names what is wrong with each")
+    found = {name: torch.cat(parts) for name, parts in gathered.items()}
     order = found["index"].argsort()
     return {name: part[order] for name, part in found.items()}

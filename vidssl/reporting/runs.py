@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vidssl.engine.records import read_json
+from vidssl.engine.records import incomplete, read_json
 from vidssl.reporting.plan import read_plan, telling
 from vidssl.reporting.states import find_states
 
@@ -27,6 +27,7 @@ class Trial:
     figures: dict[str, float] = field(default_factory=dict)
     error: str = ""  # first line
     config: dict[str, Any] = field(default_factory=dict)
+    incomplete: dict[str, str] = field(default_factory=dict)  # task -> of how many of its listed videos it is
 
 
 @dataclass
@@ -122,7 +123,9 @@ def read_runs(folder: Path, current: Path | None = None) -> list[Trial]:
         config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         error = next(iter((record.get("error") or "").splitlines()), "")
         figures = _figures(run, record)
-        trials.append(Trial(config["seed"], status, record["overrides"], run, figures, error, config))
+        used = {task: incomplete(part.get("splits", {})) for task, part in record["tasks"].items()}
+        used = {task: text for task, text in used.items() if text}
+        trials.append(Trial(config["seed"], status, record["overrides"], run, figures, error, config, used))
     return trials
 
 

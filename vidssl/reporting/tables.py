@@ -135,6 +135,15 @@ def beside_published(settings: list[Setting], published: dict[str, Any]) -> Shee
     return Sheet(f"beside the published figures: {published['source']}", head, rows)
 
 
+def not_of_all_videos(settings: list[Setting]) -> Sheet:
+    """A row for each task of each run whose metrics are not of all listed videos."""
+    rows = [
+        [setting.label, str(run.seed), task, text]
+        for setting in settings for run in setting.runs for task, text in run.incomplete.items()
+    ]  # fmt: skip
+    return Sheet("not of all listed videos", ["", "seed", "task", ""], rows)
+
+
 def not_done(settings: list[Setting]) -> Sheet:
     """A row for each run that has not ended well: how it is, and what to do."""
     rows = [

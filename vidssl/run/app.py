@@ -125,6 +125,7 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     from vidssl.engine.log import Log
     from vidssl.registry import read_options
     from vidssl.run.check import task_names
+    from vidssl.run.preflight import preflight
     from vidssl.tasks import TASKS
 
     log = Log(folder, rank=distributed.rank())
@@ -135,6 +136,7 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     _header(run)
     try:
         with distributed.stopping_on_signals(config["stop_after_minutes"]):
+            preflight(run, [name for name in task_names(config) if name not in result])
             for name in task_names(config):
                 task = TASKS.get(name)
                 if name in result:
@@ -145,10 +147,10 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
                     log.rewind(begun.get(name, {}).get("metrics", log.position()))
                 records.note_task(log, folder, name, log.position())
                 options = TASKS.get(name)(**read_options(task, config[name]))
-                started, cpu, run.speed = time.monotonic(), _cpu_seconds(), {}
+                started, cpu, run.speed, run.used = time.monotonic(), _cpu_seconds(), {}, {}
                 figures = options(run)
                 spent = {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu, **run.speed}
-                result = _finish_task(log, folder, name, figures, spent)
+                result = _finish_task(run, name, figures, spent)
     except (ConfigError, distributed.Stopped):
         raise
     except Exception as error:
@@ -174,18 +176,17 @@ def _header(run: Any) -> None:
         log.say(f"warning: {fault}")
 
 
-def _finish_task(
-    log: Any, folder: Path, name: str, figures: dict[str, float], spent: dict[str, float]
-) -> dict[str, Any]:
+def _finish_task(run: Any, name: str, figures: dict[str, float], spent: dict[str, float]) -> dict[str, Any]:
     """Log and keep a task's figures; result.json is written last, so that it holds finished tasks only."""
-    log.figures(name, figures)
+    log, folder = run.log, run.output
+    log.figures(name, figures, records.incomplete(run.used))
     result = {**records.read_json(folder / "result.json"), name: figures}
     if "motion_preference" in figures:
         result["motion_preference"] = figures["motion_preference"]
     if log.is_main:
         log.flush()
         record = records.read_json(folder / "run.json")
-        record["tasks"][name] |= {what: round(value, 4) for what, value in spent.items()}
+        record["tasks"][name] |= {what: round(value, 4) for what, value in spent.items()} | {"splits": run.used}
         records.write_json(folder / "run.json", record)
         records.write_json(folder / "result.json", result)
     return result

@@ -12,7 +12,7 @@ from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import UNTRAINED
 from vidssl.data.loader import DataOptions
-from vidssl.data.manifest import Listing
+from vidssl.data.manifest import Listing, too_many_omissions
 from vidssl.data.sources import SOURCES
 from vidssl.engine import distributed
 from vidssl.engine.checkpoint import Weights, load_backbone
@@ -253,6 +253,8 @@ def _data(config: dict[str, Any], tasks: dict[str, Task], known: Listings) -> li
                     f"dataset.root={listing.root}: the {split} split of dataset={config['dataset']['name']} has no "
                     f"videos, task={key} needs some"
                 )
+            if split != "train" and split in task.evaluates:
+                problems += too_many_omissions(split, listing, None, config["data"]["most_missing"])
             if task.labelled and not listing.classes:
                 problems.append(
                     f"dataset.root={listing.root}: the videos have no classes, task={key} needs them; "

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidssl.engine.records import DONE, FAILED, STOPPED, WRONG
+from vidssl.engine.text import print_any_name
 from vidssl.ranks import slurm
 from vidssl.registry import ConfigError, nearest, unknown
 
@@ -38,6 +39,7 @@ def run(main: Callable[[], Any], home: Path) -> int:
     os.environ["VIDSSL_HOME"] = str(home)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
+    print_any_name()
     register_resolvers()
     for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl-C, until a run takes them
         signal.signal(number, signal.default_int_handler)

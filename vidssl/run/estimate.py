@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vidssl import build
 from vidssl.data.cache import not_made
 from vidssl.data.loader import DataOptions
-from vidssl.data.manifest import Listing
+from vidssl.data.manifest import Listing, omissions
 from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import read_options
 from vidssl.run.check import task_names
@@ -25,7 +25,7 @@ def estimate(config: dict[str, Any], output: Path) -> list[str]:
     chosen = " ".join(f"{key}={config[key]['name']}" for key in ("method", "backbone", "dataset"))
     head = f"The configuration is sound: {chosen}, seed {config['seed']}, {pluralize(costs.ranks, 'rank')}"
     lines = [line for part in parts for line in part.lines]
-    lines += to_render(costs.listings.values()) + to_copy(costs.listings.values(), config)
+    lines += left_out(costs.listings) + to_render(costs.listings.values()) + to_copy(costs.listings.values(), config)
     lines += _total([part.flops for part in parts])
     lines += disk(output, {name: size for part in parts for name, size in part.files.items()}, config)
     lines += LAUNCHERS.build(config["launcher"]).plan(config)
@@ -37,6 +37,12 @@ def task_costs(costs: Costs) -> list[Cost]:
     config = costs.config
     tasks = {name: TASKS.get(name)(**read_options(TASKS.get(name), config[name])) for name in task_names(config)}
     return [task.estimate(name, costs) for name, task in tasks.items()]
+
+
+def left_out(listings: Mapping[str, Listing]) -> list[str]:
+    """Listed videos that are not on disk, a line for each split."""
+    lines = {split: omissions(listing) for split, listing in listings.items()}
+    return [f"{split} split: {line}" for split, line in lines.items() if line]
 
 
 def to_render(listings: Iterable[Listing]) -> list[str]:

@@ -23,6 +23,19 @@ class Task:
     trains_backbone: ClassVar[bool] = False
     leaves: ClassVar[Literal["nothing", "backbone", "classifier"]] = "nothing"  # for the next task of the chain
 
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        """Splits on whose clips, or their features, parameters are trained."""
+        return ("train",) if hasattr(self, "epochs") else ()
+
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """Splits that are read video by video, in evaluation or as a gallery."""
+        return tuple(split for split in self.splits if split not in self.trains_on)
+
+    def rehearse(self, run: Run) -> None:
+        """Write one row of each file that the task will leave, and remove it."""
+
     def problems(self) -> list[str]:
         """What contradicts itself among the options, a line each."""
         return []

@@ -52,6 +52,10 @@ class Bias(ClipOptions, Task):
     splits = ("train", "test")
 
     @property
+    def evaluates(self) -> tuple[str, ...]:
+        return ("train", "test") if self.classifier == "probe" else ("test",)
+
+    @property
     def starts_from(self) -> str:
         return "classifier" if self.classifier == "checkpoint" else "backbone"
 
@@ -125,6 +129,7 @@ class Bias(ClipOptions, Task):
             if distributed.asked_here():
                 break
         found = of_all_ranks(own)
+        build.note_used(run, "test", len(found["index"]))
         at = {index: place for place, index in enumerate(found["index"].tolist())}
         found["other"] = torch.tensor([at.get(other[index], 0) for index in at])
         return found

@@ -19,7 +19,7 @@ from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, Within
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs, Sizes, Steps, memory_lines, optimizer_state, state_bytes, training_line
-from vidssl.tasks.scores import scored
+from vidssl.tasks.scores import rehearse, scored
 
 Part = Annotated[float, Within("(0, 1)")]
 
@@ -39,6 +39,9 @@ class Scoring(ClipOptions):
     average: Average
     test_augmentation: Augmentation
     test_batch_size: PositiveInt
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def scores(self, run: Run, classifier: Classifier, split: str) -> dict[str, Tensor]:
         """value float32 [N, classes], label, index int64 [N]."""
@@ -226,6 +229,7 @@ class Linear(TrainOptions, Scoring, Task):
             augmentation,
             self.test_batch_size,
             split,
+            training=split == "train",
         )
 
 
@@ -299,6 +303,9 @@ class Test(ClipOptions, Task):
     def estimate(self, name: str, costs: Costs) -> Cost:
         line, flops = costs.scoring(self, self.clips, costs.test_splits("test_swap"))
         return Cost([f"{name}: {line}"], flops, costs.score_files(name))
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         classifier = build.classifier(run, build.backbone(run), build.listing(run, "test").classes)

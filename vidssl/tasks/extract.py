@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -67,6 +68,16 @@ class Extract(ClipOptions, Task):
             write_features(file, found, self.about(run, split, found["index"].tolist()))
             run.log.say(f"{file.name}: features {list(found['value'].shape)}, {file.stat().st_size / 1e6:.1f} MB")
         return len(found["index"])
+
+    def rehearse(self, run: Run) -> None:
+        row = {"value": torch.zeros(1, 1), "label": torch.zeros(1).long(), "index": torch.zeros(1).long()}
+        file = run.output / ".rehearsal.safetensors"
+        for split in self.splits:
+            if not build.listing(run, split).recipes:
+                try:
+                    write_features(file, row, self.about(run, split, [0]))
+                finally:
+                    file.unlink(missing_ok=True)
 
     def about(self, run: Run, split: str, index: Sequence[int]) -> dict[str, Any]:
         videos = build.manifest(run, split, self.clip_frames * self.frame_stride, training=False)

@@ -19,6 +19,7 @@ class Prepare(Task):
     examples: NonNegativeInt
 
     splits = ("train",)
+    evaluates = ()
 
     def __call__(self, run: Run) -> dict[str, float]:
         window = self.clip_frames * self.frame_stride

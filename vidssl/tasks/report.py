@@ -78,6 +78,9 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
         sheets.append(changed)
     if about.published is not None:
         sheets.append(tables.beside_published(settings, about.published))
+    partial = tables.not_of_all_videos(settings)
+    if partial.rows:
+        sheets.append(partial)
     undone = tables.not_done(settings)
     if undone.rows:
         sheets.append(undone)

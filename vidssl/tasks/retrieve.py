@@ -13,7 +13,7 @@ from vidssl.evaluation.metrics import bounds, found_by, knn, motion_preference, 
 from vidssl.registry import PositiveFloat, PositiveInt
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs
-from vidssl.tasks.scores import scored
+from vidssl.tasks.scores import rehearse, scored
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ class Knn(Neighbours):
         cost = super().estimate(name, costs)
         cost.files |= costs.score_files(name)
         return cost
+
+    def rehearse(self, run: Run) -> None:
+        rehearse(run)
 
     def __call__(self, run: Run) -> dict[str, float]:
         extract = self.extractor(run, unit=False)

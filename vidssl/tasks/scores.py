@@ -6,12 +6,14 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vidssl import build
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_atomically
+from vidssl.engine.text import printable
 from vidssl.evaluation.metrics import accuracy, bounds, class_rows, hits
 
 
@@ -30,6 +32,17 @@ def scored(run: Run, task: str, scores: Callable[[str], dict[str, Tensor]]) -> d
     return found
 
 
+def rehearse(run: Run) -> None:
+    """Write both files with one row and remove them: what cannot be written is known before training."""
+    classes = build.listing(run, "test").classes
+    row = {"value": torch.zeros(1, len(classes)), "label": torch.zeros(1).long(), "index": torch.zeros(1).long()}
+    try:
+        write_files(run.output, ".rehearsal", row, classes)
+    finally:
+        for file in run.output.glob(".rehearsal-*"):
+            file.unlink()
+
+
 def figures(result: dict[str, Tensor], seed: int) -> dict[str, float]:
     """In percent: top1, top5, the mean of the classes' top1, and the 95 % interval of top1 over videos."""
     scores, label = result["value"], result["label"]
@@ -37,10 +50,10 @@ def figures(result: dict[str, Tensor], seed: int) -> dict[str, float]:
 
 
 def write_files(folder: Path, task: str, result: dict[str, Tensor], classes: list[str]) -> None:
-    rows = class_rows(result["value"], result["label"], classes)
+    rows = class_rows(result["value"], result["label"], [printable(name) for name in classes])
 
     def write_table(file: Path) -> None:
-        with file.open("w", newline="") as out:
+        with file.open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow(["class", "videos", "top1", "confused_with", "confused"])
             for row in rows:

@@ -20,6 +20,7 @@ from vidssl.data.manifest import Manifest, single
 from vidssl.data.synthetic import write_video
 from vidssl.data.video import VideoError
 from vidssl.engine.checkpoint import write_atomically
+from vidssl.engine.text import printable
 from vidssl.evaluation.activation import activation_map
 from vidssl.evaluation.classifier import Classifier, average
 from vidssl.evaluation.confusion import confusion, most_confused
@@ -179,7 +180,7 @@ class Album:
 
     @property
     def classes(self) -> list[str]:
-        return list(self.videos[self.options.split].classes)
+        return [printable(name) for name in self.videos[self.options.split].classes]
 
     # -- features
 
@@ -243,7 +244,7 @@ class Album:
         videos = self.videos[self.options.split]
         shown = [videos.videos[number] for number in batch.index.tolist()[: self.options.videos]]
         named = [(Path(video.path).stem, video.label) for video in shown]
-        return [f"{videos.classes[label]}: {name}" if label >= 0 else name for name, label in named]
+        return [printable(f"{videos.classes[label]}: {name}" if label >= 0 else name) for name, label in named]
 
     # -- pictures
 
@@ -370,7 +371,7 @@ class Album:
             raise Undrawable(f"{videos.path(number)} cannot be read")
         middle = clips[1, :, clips.shape[2] // 2].float().div(255)
         label = videos.videos[number].label
-        caption = videos.classes[label] if label >= 0 else Path(videos.videos[number].path).stem
+        caption = printable(videos.classes[label] if label >= 0 else Path(videos.videos[number].path).stem)
         return neighbors.Tile(enlarged(middle[None])[0], caption, below, color)
 
     def curves(self) -> Pictures:

@@ -1,0 +1,100 @@
+"""Everything that a run's tasks need, read and tried before the first of them starts.
+
+A training of days must not end at what its evaluation finds missing. Rendered data sets are not tried: they are made
+here, when they are first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vidssl import build
+from vidssl.build import Run
+from vidssl.clips import ClipPlan
+from vidssl.data.manifest import Listing, Manifest, absent_classes, omissions, too_many_omissions
+from vidssl.engine import distributed
+from vidssl.registry import ConfigError, read_options
+from vidssl.tasks import TASKS, Task
+
+
+def preflight(run: Run, names: Sequence[str]) -> None:
+    """Scan every split, log which listed videos are left out, decode a clip of each evaluation, write a row of each
+    file.
+
+    names: the tasks that are still to run. Raises ConfigError on all ranks if one of them could not be completed.
+    """
+    tasks = [TASKS.get(name)(**read_options(TASKS.get(name), run.config[name])) for name in names]
+    logged: set[str] = set()
+    problems: list[str] = []
+    for task in tasks:
+        for split, videos in manifests(run, task):
+            files = build.listing(run, split)
+            lines = _warnings(run, task, split, files, videos)
+            for line in [line for line in lines if line not in logged]:
+                run.log.say(f"warning: {line}")
+            logged.update(lines)
+            if split != "train":
+                problems += too_many_omissions(split, files, videos, build.data_options(run).most_missing)
+    if not problems and distributed.rank() == 0:
+        problems = [problem for task in tasks for problem in _tried(run, task)]
+    problems = distributed.broadcast_object(list(dict.fromkeys(problems)))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest) -> list[str]:
+    """What of a split is not as the data set's files say."""
+    example = files.missing[0] if files.missing else None  # named with the other omissions
+    lines = [f"{split} split: {line}" for line in files.remarks if example is None or example not in line]
+    left_out = omissions(files, videos)
+    lines += [f"{split} split: {left_out}"] if left_out else []
+    return lines + (absent_classes(split, videos, _training(run, task)) if split != "train" else [])
+
+
+def manifests(run: Run, task: Task) -> Iterator[tuple[str, Manifest]]:
+    """The splits of the user's own videos that the task reads; scans what is not scanned yet."""
+    for split in dict.fromkeys((*task.trains_on, *task.evaluates)):
+        if hasattr(task, "clip_frames") and not build.listing(run, split).recipes:
+            yield split, _manifest(run, task, split)
+
+
+def _manifest(run: Run, task: Task, split: str) -> Manifest:
+    window = task.clip_frames * task.frame_stride
+    return build.manifest(run, split, window, training=split in task.trains_on)
+
+
+def _training(run: Run, task: Task) -> Manifest | None:
+    """The videos whose classes the task's classifier or gallery knows, if it has any."""
+    if "train" not in (*task.trains_on, *task.evaluates):
+        return None
+    return _manifest(run, task, "train")
+
+
+def _tried(run: Run, task: Task) -> Iterator[str]:
+    """What goes wrong where the task's evaluation does its work on one or two videos."""
+    for split, videos in manifests(run, task):
+        if split in task.evaluates and hasattr(task, "clips"):
+            yield from _undecodable(run, task, split, videos)
+    task.rehearse(run)
+
+
+def _undecodable(run: Run, task: Task, split: str, videos: Manifest) -> Iterator[str]:
+    """Decode a clip of the first and the last video. One that fails will be left out; if others fail too, all may."""
+    augmentation = getattr(task, "test_augmentation", None) or task.augmentation
+    clips = build.dataset(run, videos, ClipPlan.uniform(1), augmentation.crop, task, training=False)
+    last = len(videos) - 1
+    reasons = {number: _reason(clips, number) for number in (0, last)}
+    if all(reasons.values()):
+        reasons[last // 2] = reasons.get(last // 2) or _reason(clips, last // 2)
+    failed = [reason for reason in reasons.values() if reason]
+    if len(failed) == len(reasons):
+        yield f"{split} split: no clip of {len(failed)} tried videos can be made: {failed[0]}"
+    else:
+        for reason in failed:
+            run.log.say(f"warning: {split} split: a video will be left out: {reason}")
+
+
+def _reason(clips: build.ClipDataset, number: int) -> str | None:
+    """Why a video gives no clip, or None."""
+    failures = clips[0, number].failures
+    return failures[0][1] if failures else None
