@@ -21,7 +21,7 @@ import numpy as np
 
 from vidssl.data.manifest import Listing, Video
 from vidssl.data.sources import SOURCES
-from vidssl.registry import Count, Share, Whole
+from vidssl.registry import Count, FilePath, Seed, Share
 
 SIDE = 64  # pixels
 SPLITS = ("train", "test", "test_swap", "test_cf")  # with seeds of their own
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
 
 
 @SOURCES.register("synthetic")
-def synthetic(split: str, *, root: str, train_videos: Count, test_videos: Count, data_seed: Whole) -> Listing:
+def synthetic(split: str, *, root: FilePath, train_videos: Count, test_videos: Count, data_seed: Seed) -> Listing:
     """Gray rings that look alike in every video and move in one of eight directions, the class, over a static
     background of each video's own. 64 x 64, 20 frames."""
     if split == "test_mask":
@@ -72,7 +72,7 @@ DIRECTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "s
 
 @SOURCES.register("synthetic_scenes")
 def synthetic_scenes(
-    split: str, *, root: str, train_videos: Count, test_videos: Count, scene_bias: Share, data_seed: Whole
+    split: str, *, root: FilePath, train_videos: Count, test_videos: Count, scene_bias: Share, data_seed: Seed
 ) -> Listing:
     """Colored shapes with one of six motions that survive a mirror, the class, over a static background whose family
     equals the class with probability scene_bias. 64 x 64, 16 frames."""
@@ -104,7 +104,7 @@ def _masks(listing: Listing) -> Listing:
 
 def _listing(root: str, recipes: Sequence[Recipe], classes: Sequence[str]) -> Listing:
     videos = [Video(recipe.name, recipe.motion) for recipe in recipes]
-    return Listing(Path(root).expanduser(), videos, classes, recipes=recipes)
+    return Listing(Path(root), videos, classes, recipes=recipes)
 
 
 def _seed(data_seed: int, split: str, i: int) -> int:

@@ -165,7 +165,7 @@ def _seed(words: list[str], otherwise: int) -> int:
 def _label(words: list[str]) -> str:
     """The value alone where it is one key."""
     if len(words) == 1:
-        return words[0].partition("=")[2].replace("_", " ")
+        return words[0].partition("=")[2].strip("'\"").replace("_", " ")
     return " ".join(word.lstrip("+") for word in words)
 
 

@@ -17,7 +17,7 @@ from vidssl.bench.timing import Row, on_device
 from vidssl.build import Augmentation, ClipOptions, Run
 from vidssl.engine.optim import OPTIMIZERS, SCHEDULES
 from vidssl.methods.contrast import METHODS
-from vidssl.registry import ConfigError, Count, schema, unknown
+from vidssl.registry import ConfigError, Count, FilePath, schema, unknown
 from vidssl.tasks import TASKS, Task
 
 Part = Literal["method", "data", "aug", "step"]
@@ -44,8 +44,8 @@ class Bench(ClipOptions, Task):
     batch_size: Count
     rounds: Count
     clip_pairs: Count
-    files: list[str] | None
-    material: str
+    files: list[FilePath] | None
+    material: FilePath
     backbones: tuple[str, ...] | None
     step_batch_size: Count
     baseline: Annotated[dict, METHODS]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_text
+from vidssl.registry import FilePath
 from vidssl.reporting import conditions, tables
 from vidssl.reporting.page import page
 from vidssl.reporting.plan import read_about
@@ -22,7 +25,7 @@ from vidssl.tasks import TASKS, Task
 @TASKS.register("report")
 @dataclass(frozen=True)
 class Report(Task):
-    runs: str | None  # null: the folder of this run, behind other tasks
+    runs: FilePath | None  # null: the folder of this run, behind other tasks
     baseline: str | None
 
     def problems(self) -> list[str]:
@@ -39,20 +42,36 @@ class Report(Task):
             return [f"report.baseline={self.baseline}: no such row; there are {', '.join(labels)}"]
         return []
 
+    def writes_into_output(self, config: dict[str, Any]) -> bool:
+        """Whether the report's files are for the folder that the user gave; else they are for that of the runs."""
+        return config["output"] is not None and not set(TASKS.names()) & config.keys() - {"report"}
+
+    def folder_problems(self, config: dict[str, Any]) -> list[str]:
+        if self.runs is None or self.writes_into_output(config) or os.access(self.runs, os.W_OK):
+            return []
+        return [
+            f"report.runs={self.runs}: this folder cannot be written; task=report alone with output=FOLDER writes there"
+        ]
+
     def __call__(self, run: Run) -> dict[str, float]:
         if not run.log.is_main:
             return {}
         folder = run.output if self.runs is None else Path(self.runs)
-        settings = show_report(folder, self.baseline, current=run.output)
+        target = run.output if self.writes_into_output(run.config) else folder
+        settings = show_report(folder, self.baseline, current=run.output, target=target)
         counts = count_states(settings)
         return {"settings": len(settings), "runs": counts.total() - counts["missing"], "done": counts["done"]}
 
 
-def show_report(folder: Path, baseline: str | None = None, current: Path | None = None) -> list[Setting]:
-    """Print the table of all runs under a folder; write it to report.md, report.csv and report.html in there.
+def show_report(
+    folder: Path, baseline: str | None = None, current: Path | None = None, target: Path | None = None
+) -> list[Setting]:
+    """Print the table of all runs under a folder; write it to report.md, report.csv and report.html.
 
-    baseline: in place of the one that the sweep names. current: the run that writes the report.
+    baseline: in place of the one that the sweep names. current: the run that writes the report. target: the folder of
+    the three files; None: that of the runs.
     """
+    target = target or folder
     settings = read_settings(folder, current)
     if not settings:
         return []
@@ -84,10 +103,10 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     legend += meanings
 
     told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    write_text(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
-    write_text(folder / "report.csv", tables.every_run(settings))
-    write_text(folder / "report.html", page(folder, settings, sheets, legend, about))
-    _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
+    write_text(target / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
+    write_text(target / "report.csv", tables.every_run(settings))
+    write_text(target / "report.html", page(folder, settings, sheets, legend, about))
+    _print(sheets, [*legend, *filter(None, told), str(target / "report.html")])
     return settings
 
 

@@ -31,7 +31,7 @@ from vidssl.pictures import curves, kernels, neighbors, scatter
 from vidssl.pictures.animation import even, write_gif
 from vidssl.pictures.heat import overlay
 from vidssl.pictures.strips import Row, enlarged, frames_of, side_of, stack, strip
-from vidssl.registry import ConfigError, Count, Positive
+from vidssl.registry import ConfigError, Count, FilePath, Positive
 from vidssl.reporting.curves import read_curves
 from vidssl.tasks import TASKS, Task
 from vidssl.text import printable
@@ -64,8 +64,8 @@ class Visualize(ClipOptions, Task):
     kinds: tuple[Kind, ...]
     split: Literal["test", "train"]
     videos: Count
-    video: str | None
-    against: str | None
+    video: FilePath | None
+    against: FilePath | None
     clips: Count
     augmentation: Augmentation
     batch_size: Count
@@ -112,7 +112,7 @@ class Visualize(ClipOptions, Task):
             problems.append("visualize.kinds=[]: draws nothing; name one or more of inputs, activations, ...")
         if self.video is not None:
             try:
-                single(Path(self.video).expanduser())
+                single(Path(self.video))
             except VideoError as error:
                 problems.append(f"visualize.video={self.video}: {str(error).removeprefix(f'{self.video}: ')}")
         return problems
@@ -213,7 +213,7 @@ class Album:
         """Of the given video, or of some of the split. company: others go with a single video, to mix it with."""
         items = []
         if self.options.video is not None:
-            video = single(Path(self.options.video).expanduser())
+            video = single(Path(self.options.video))
             items.append(self.dataset(video, plan, augmentation, clip)[0, 0])
             if not len(items[0].clips):
                 raise ConfigError(f"visualize.video={self.options.video}: {items[0].failures[0][1]}")
