@@ -23,7 +23,8 @@ from vidssl.words import PATHS, globs_in_full, parsed, paths_as_typed
 ODD = (
     "IN/epoch=3-step=1.pt", "R&D #1 (日本) a=b", "~/ucf101", "~root/x", "runs/übung", "a[1]", "[a]", "{a}", "a{1}",
     "(a", "a;b", "a!b", "a,b", "x y", " x ", "it's", 'say "x"', """both ' and \"""", "back\\slash", "end\\", "2024",
-    "007", "1e3", "1_000", "true", "nan", "choice(a)", "glob(*)", "a:b", "a@b", "$HOME", "%41", "a\tb", "`x`", "*?", "<a",
+    "007", "1e3", "1_000", "true", "nan", "choice(a)", "glob(*)", "a:b", "a@b", "$HOME", "%41", "a\tb", "`x`", "*?",
+    "<a",
 )  # fmt: skip
 
 

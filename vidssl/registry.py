@@ -250,7 +250,7 @@ def _read(value: Any, annotation: Any) -> Any:
         return expand_home(value) if isinstance(inner[1], OnDisk) else _read(value, inner[0])
     if origin in (Union, types.UnionType):
         fitting = [option for option in inner if option is not type(None) and not check_value(value, option, "")]
-        return _read(value, fitting[0])
+        return _read(value, fitting[0]) if fitting else value
     if origin in (list, tuple):
         kinds = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
         return tuple(_read(item, kind) for item, kind in zip(value, kinds, strict=True))
