@@ -104,6 +104,8 @@ def with_copies(
     for number, video in enumerate(manifest.videos):
         source, target = manifest.root / video.path, folder / _name(video.path, form)
         row = {"format": 1, "path": video.path, "stamp": stamp(source)}
+        if b'"stream"' in manifest.rows[number]:  # one of several
+            row["stream"] = manifest.index(number).stream
         if not _is_made(known.get(video.path, {}), row, target):
             jobs.append(Job(source, manifest.rows[number], target, form, row))
     if jobs:
