@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from tests.compare.material import pack
 from tests.conftest import make_streams, make_video, moving_picture
-from vidssl.bench.material import pack
 from vidssl.data import video
 from vidssl.data.video import ToRGB, VideoError, VideoIndex, decode, probe, read_frames
 
