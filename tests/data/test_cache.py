@@ -19,7 +19,7 @@ from vidssl.data.cache import Form, with_copies
 from vidssl.data.dataset import ClipDataset
 from vidssl.data.manifest import Listing, Manifest, Video, read_manifest
 from vidssl.data.spatial import RandomResized
-from vidssl.data.video import VideoError, decode, probe, read_frames
+from vidssl.data.video import VideoError, decode, filter_graph, probe, read_frames
 
 FORMS = (Form("mjpeg", 48), Form("raw", 48), Form("fastdecode", 48))
 
@@ -59,6 +59,17 @@ def test_copies_hold_the_originals_pictures_under_their_numbers(form: Form, fold
         for time in range(2, index.frames - 2, 7):
             near = [psnr(found[time], small[other]) for other in range(time - 2, time + 3)]
             assert np.argmax(near) == 2, "the wanted picture, not one beside it"
+
+
+def test_interlaced_frames_are_scaled_whole_as_ffmpeg_does(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 8, g="4", **{"x264-params": "tff=1"})
+    originals = scanned(tmp_path, "a.mp4")
+    copies = with_copies(originals, Form("raw", 48), tmp_path / "copies")
+    frame, copied = (dict(decode(m.path(0), [5], m.index(0)))[5] for m in (originals, copies))
+    assert frame.interlaced_frame
+    graph = filter_graph(frame, ("scale", "64:48:flags=area"), ("format", "yuv420p"))
+    graph.push(frame)
+    np.testing.assert_array_equal(copied.to_ndarray(), graph.pull().to_ndarray())
 
 
 def test_a_copy_of_another_stream_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,16 +177,18 @@ class ToRGB:
         if is_plain or pixels in FULL_CHROMA:
             return self.plain.reformat(frame, format="rgb24", threads=1)
         if kind != self.graph_is_for:
-            self.graph, self.graph_is_for = _filter_to_rgb(*kind), kind
+            self.graph, self.graph_is_for = filter_graph(frame, ("format", "rgb24")), kind
         self.graph.push(frame)
         return self.graph.pull()
 
 
-def _filter_to_rgb(pixels: str, width: int, height: int) -> av.filter.Graph:
+def filter_graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
+    """FFmpeg's filters (name, arguments) in a row, for frames like this one."""
     graph = av.filter.Graph()
     graph.threads = 1
-    source = graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, 25))
-    graph.link_nodes(source, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    nodes = [graph.add(name, arguments) for name, arguments in filters]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
     return graph
 
 
