@@ -244,6 +244,9 @@ def explain(words: list[str], home: Path) -> list[str]:
             problems.append(override)
             continue
         group = override.key_or_group
+        if instead := _instead_of(override.package or ""):
+            problems.append(f"{word}: this key was removed; {instead}")
+            continue
         options = _options(home, group)
         if group == "hydra/sweeper":
             problems += _missing_sweeper(word, override.value(), home)
@@ -396,6 +399,8 @@ def _check(config: DictConfig, known: dict) -> list[str]:
 
 def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     first = key.split(".")[0]
+    if instead := _instead_of(key):
+        return f"{word}: this key was removed; {instead}"
     if first in _options(home, "task") and first not in config:
         tasks = [str(name) for name in config if name in _options(home, "task")]
         return f"{word}: {first} is not among this run's tasks; did you mean task=[{','.join([*tasks, first])}]?"
@@ -408,6 +413,15 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
         parent = parent.rpartition(".")[0]
     allowed = ", ".join(sorted(map(str, OmegaConf.select(config, parent) if parent else config)))
     return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
+
+
+def _instead_of(key: str) -> str | None:
+    """What to do in place of a task's option of earlier versions."""
+    from vidssl.tasks import TASKS
+
+    task, _, option = key.partition(".")
+    removed = getattr(TASKS.get(task), "removed", {}) if task in TASKS.names() else {}
+    return removed.get(option.split(".")[0])
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

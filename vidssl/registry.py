@@ -151,11 +151,16 @@ def schema(make: Callable) -> dict[str, Any]:
 
 
 def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str]:
-    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range."""
-    known, problems = schema(make), []
+    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range.
+
+    make.removed: options of earlier versions -> what to do instead.
+    """
+    known, problems, removed = schema(make), [], getattr(make, "removed", {})
     prefix = f"{key}." if key else ""
     for name, value in options.items():
-        if name not in known:
+        if name in removed:
+            problems.append(f"{prefix}{name}={value}: this key was removed; {removed[name]}")
+        elif name not in known:
             near = nearest(name, known)
             hint = f" Did you mean {prefix}{near}?" if near else ""
             problems.append(f"{prefix}{name}={value}: unknown key.{hint} Allowed keys: {', '.join(sorted(known))}")

@@ -34,7 +34,6 @@ PATHS = frozenset(
         "video",
         "against",
         "files",
-        "material",
     )
 )  # fmt: skip  the last part of each key that an annotation calls a FilePath; here, so that torch need not be imported
 HYDRA_PATHS = frozenset(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"))

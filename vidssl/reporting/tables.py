@@ -30,8 +30,8 @@ COLUMNS = {
     "retrieve.motion_preference": Column(
         "motion preference", "0: only the background counts for the features, 100: only the motion"
     ),
-    "bench.ratio": Column("step, times", "seconds of a training step over those of the baseline", 2, False),
-    "bench.flop_ratio": Column("FLOPs, times", "the same of floating-point operations", 2, False),
+    "bench.step_seconds": Column("step, s", "seconds of a training step, measured alone", 3, False),
+    "bench.data_clips_per_second": Column("clips/s", "clips that the loader reads in a second", 1, False),
     "seconds_per_step": Column("s/step", "seconds of a pretraining step without waiting for data", 3, False),
     "cpu_seconds": Column("CPU s", "processor seconds of the run", 1, False),
 }

@@ -1,12 +1,13 @@
-"""Other ways to read clips, in our own words, to compare with. Nothing but the bench imports them.
+"""Other ways to read clips, in our own words, to compare with.
 
-A loader takes the same work as ours, two clips of one file with a crop each, and is made as its users have it: what it
-does about pictures, threads and numbers. Libraries that are not installed are left out.
+A loader takes the same work as ours, two clips of one file with a crop each, and is made as its users have it: how it
+converts frames, uses threads and finds frame indices.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidssl.bench.reading import each
 from vidssl.data.spatial import Box, as_shown, as_tensor, resize
-from vidssl.data.video import VideoIndex
+from vidssl.data.video import ToRGB, VideoIndex
 
 
 class Job(NamedTuple):
@@ -27,8 +29,8 @@ class Job(NamedTuple):
 
     path: Path
     index: VideoIndex
-    times: list[int]  # presentation times of all pictures, ascending, as a scan that decodes everything finds them
-    numbers: np.ndarray  # int64 [V, T]: those of the pictures
+    times: list[int]  # presentation times of all frames, ascending, as a scan that decodes everything finds them
+    numbers: np.ndarray  # int64 [V, T]: those of the frames
     boxes: list[Box]  # V
     size: int  # of the clips' sides, pixels
 
@@ -37,24 +39,24 @@ class Job(NamedTuple):
         return sorted({int(number) for number in self.numbers.ravel()})
 
 
-Pictures = list[Sequence[np.ndarray]]  # V times T times uint8 [H, W, 3]
+Frames = list[Sequence[np.ndarray]]  # V times T times uint8 [H, W, 3]
 
 
 class Loader(NamedTuple):
-    """Reading whole pictures is what is checked, reading and cropping what is timed."""
+    """Reading whole frames is what is checked, reading and cropping what is timed."""
 
-    pictures: Callable[[Job], Pictures]
+    frames: Callable[[Job], Frames]
     crop: Callable[[Sequence[np.ndarray], Box, int], Tensor]  # T times [H, W, 3] -> [T, 3, S, S]
 
     def clips(self, job: Job) -> Tensor:
         """[V, 3, T, S, S]"""
-        parts = zip(self.pictures(job), job.boxes, strict=True)
+        parts = zip(self.frames(job), job.boxes, strict=True)
         return torch.stack([self.crop(whole, box, job.size).transpose(0, 1) for whole, box in parts])
 
 
 def crop_bytes(whole: Sequence[np.ndarray], box: Box, size: int) -> Tensor:
     """T times uint8 [H, W, 3] -> uint8 [T, 3, S, S]: only the box's pixels are touched."""
-    part = np.stack([box.cut(picture) for picture in whole])
+    part = np.stack([box.cut(frame) for frame in whole])
     return as_shown(resize(as_tensor(part), size, size, antialias=True), box)
 
 
@@ -72,21 +74,30 @@ def crop_floats(whole: Sequence[np.ndarray], box: Box, size: int) -> Tensor:
 # With PyAV
 
 
-def whole_file(job: Job) -> Pictures:
-    """Decode everything and count: the definition of the right pictures."""
+def as_array(frame: av.VideoFrame) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24")
+
+
+def with_ffmpegs_colors(frame: av.VideoFrame) -> np.ndarray:
+    """As ours has them: the same but in interlaced and 10-bit video."""
+    return ToRGB()(frame).to_ndarray()
+
+
+def whole_file(job: Job, convert: Callable[[av.VideoFrame], np.ndarray] = as_array) -> Frames:
+    """Decode everything and count: the definition of the right frames."""
     wanted, found = set(job.wanted), {}
     with av.open(str(job.path)) as container:
         container.streams.video[0].thread_type = "NONE"
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24")
+                found[number] = convert(frame)
     return _arranged(job, found)
 
 
-def official(job: Job) -> Pictures:
+def official(job: Job) -> Frames:
     """The releases' loader, torchvision's VideoClips: each clip for itself, by a range of presentation times.
 
-    Seek a little before the clip, decode beyond its end by five pictures in case these come out of order, convert all
+    Seek a little before the clip, decode beyond its end by five frames in case these come out of order, convert all
     of its span at full size, sort by time, keep every frame_stride-th.
     """
     clips = []
@@ -108,8 +119,8 @@ def official(job: Job) -> Pictures:
     return clips
 
 
-def seeking(job: Job) -> Pictures:
-    """Each clip for itself: seek to the key frame before it, decode, recognize pictures by presentation time."""
+def seeking(job: Job) -> Frames:
+    """Each clip for itself: seek to the key frame before it, decode, recognize frames by presentation time."""
     found = {}
     numbers = {time: number for number, time in enumerate(job.times)}
     for row in job.numbers:
@@ -129,8 +140,8 @@ def seeking(job: Job) -> Pictures:
 
 
 def decode_all(job: Job) -> int:
-    """The least a reader that skips nothing can do: decode once from the needed key frames to the last wanted picture,
-    convert nothing. How many pictures that is."""
+    """The least a reader that skips nothing can do: decode once from the needed key frames to the last wanted frame,
+    convert nothing. How many frames that is."""
     wanted, decoded, at = job.wanted, 0, 0
     numbers = {time: number for number, time in enumerate(job.times)}
     with av.open(str(job.path)) as container:
@@ -149,7 +160,7 @@ def decode_all(job: Job) -> int:
     return decoded
 
 
-def _arranged(job: Job, found: dict[int, np.ndarray]) -> Pictures:
+def _arranged(job: Job, found: dict[int, np.ndarray]) -> Frames:
     return [[found[int(number)] for number in row] for row in job.numbers]
 
 
@@ -157,22 +168,22 @@ def _arranged(job: Job, found: dict[int, np.ndarray]) -> Pictures:
 # Libraries, if they are there
 
 
-def with_torchcodec(job: Job, mode: str = "exact") -> Pictures:
+def with_torchcodec(job: Job, mode: str = "exact") -> Frames:
     """Its own defaults: exact seeking, for which it scans the file first; approximate trusts the header."""
     decoders = importlib.import_module("torchcodec.decoders")
     decoder = decoders.VideoDecoder(str(job.path), num_ffmpeg_threads=1, seek_mode=mode, dimension_order="NHWC")
-    pictures = decoder.get_frames_at(job.wanted).data.numpy()
-    return _arranged(job, dict(zip(job.wanted, pictures, strict=True)))
+    frames = decoder.get_frames_at(job.wanted).data.numpy()
+    return _arranged(job, dict(zip(job.wanted, frames, strict=True)))
 
 
-def with_decord(job: Job) -> Pictures:
+def with_decord(job: Job) -> Frames:
     decord = importlib.import_module("decord")
     reader = decord.VideoReader(str(job.path), num_threads=1)
-    pictures = reader.get_batch(job.wanted).asnumpy()
-    return _arranged(job, dict(zip(job.wanted, pictures, strict=True)))
+    frames = reader.get_batch(job.wanted).asnumpy()
+    return _arranged(job, dict(zip(job.wanted, frames, strict=True)))
 
 
-def with_opencv(job: Job) -> Pictures:
+def with_opencv(job: Job) -> Frames:
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(1)
     capture = cv2.VideoCapture(str(job.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
@@ -183,15 +194,15 @@ def with_opencv(job: Job) -> Pictures:
             at = number
         while at <= number:
             if not capture.grab():
-                raise RuntimeError(f"{job.path}: OpenCV finds no picture {at}")
+                raise RuntimeError(f"{job.path}: OpenCV finds no frame {at}")
             at += 1
         found[number] = cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
     capture.release()
     return _arranged(job, found)
 
 
-def installed() -> dict[str, Loader]:
-    """The baselines that can be run here."""
+def available() -> tuple[dict[str, Loader], dict[str, str]]:
+    """The baselines that can be run here; those that cannot, with the reason."""
     found = {
         "official style": Loader(official, crop_floats),
         "whole file": Loader(whole_file, crop_bytes),
@@ -203,22 +214,49 @@ def installed() -> dict[str, Loader]:
         "decord": ("decord", with_decord),
         "OpenCV": ("cv2", with_opencv),
     }
+    missing = {}
     for name, (module, read) in others.items():
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            missing[name] = "not installed"
+            continue
         try:
             importlib.import_module(module)
-        except (ImportError, OSError, RuntimeError):  # OSError, RuntimeError: there, but not the libraries it needs
+        except Exception as error:  # torchcodec without FFmpeg's libraries raises a RuntimeError, others what they like
+            missing[name] = f"installed, but cannot be loaded: {one_line(error)}"
             continue
         found[name] = Loader(read, crop_bytes)
-    return found
+    return found, missing
 
 
-def wrong_pictures(found: Pictures, job: Job, right: list[np.ndarray]) -> Iterator[tuple[int, int]]:
-    """(wanted number, number of the picture that came) wherever another picture within reach is nearer than the wanted
-    one. right: every fourth pixel of all pictures of the file. Libraries convert colors a little differently."""
+def one_line(error: Exception) -> str:
+    """An error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def wrong_frames(found: Frames, job: Job, right: list[np.ndarray]) -> Iterator[tuple[int, int]]:
+    """(wanted number, number of the frame that came) wherever another frame within reach is nearer than the wanted
+    one. right: every fourth pixel of all frames of the file. Libraries convert colors a little differently."""
     for clip, row in zip(found, job.numbers, strict=True):
-        for picture, number in zip(clip, row, strict=True):
+        for frame, number in zip(clip, row, strict=True):
             near = range(max(0, number - 3), min(len(right), number + 4))
-            distances = {n: float(np.abs(right[n].astype(np.int16) - picture[::4, ::4]).mean()) for n in near}
+            distances = {n: float(np.abs(right[n].astype(np.int16) - frame[::4, ::4]).mean()) for n in near}
             nearest = min(distances, key=distances.__getitem__)
             if distances[nearest] < 0.9 * distances[number]:
                 yield int(number), nearest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without reading
+
+
+def cropped(crop: Callable, jobs: list[Job]) -> Callable[[], None]:
+    """Crops alone, of frames that are in memory."""
+    pairs = [pair for job in jobs for pair in zip(whole_file(job), job.boxes, strict=True)]
+    return each(lambda pair: crop(*pair, jobs[0].size), pairs)
+
+
+def scan_by_decoding(path: Path) -> list[int]:
+    """The official style's index: presentation times of all frames, in order."""
+    with av.open(str(path)) as container:
+        return sorted(frame.pts for frame in container.decode(video=0))

@@ -1,8 +1,9 @@
-"""The bench of reading clips: it compares like with like, and finds those who deliver other pictures."""
+"""Part data: like is compared with like, and loaders that deliver other frames are found."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ import pytest
 import torch
 from av.video.frame import PictureType
 
-from tests.conftest import launch, make_video, read_json
-from vidssl.bench import apart, data, loaders, record
-from vidssl.bench.apart import Apart
-from vidssl.bench.material import DEFAULT, Material, pack
-from vidssl.bench.timing import Row
+from tests.compare import apart, loaders, record
+from tests.compare import reading as data
+from tests.compare.__main__ import main
+from tests.compare.apart import Apart
+from tests.compare.material import DEFAULT, Material, pack
+from tests.compare.timing import Row
+from tests.conftest import make_streams, make_video, read_json
 from vidssl.data.video import probe
 
 CLIP = (4, 2, 32)
@@ -30,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def jobs_of(path: Path, count: int = 2) -> tuple[data.ClipDataset, list[loaders.Job]]:
     dataset = data.dataset_of([path], CLIP, 0)
-    return dataset, data.jobs_of(dataset, count, data.scan_by_decoding(path))
+    return dataset, data.jobs_of(dataset, count, loaders.scan_by_decoding(path))
 
 
 def test_packed_material_is_packed(tmp_path: Path) -> None:
@@ -90,10 +93,10 @@ def test_loaders_deliver_the_pictures_asked_for(read: Callable, path: Path) -> N
     assert (floats - clips.float()).abs().mean() < 8, "but for antialiasing"
 
 
-def test_a_loader_with_other_pictures_is_caught(path: Path, tmp_path: Path) -> None:
+def test_a_loader_with_other_frames_is_caught(path: Path, tmp_path: Path) -> None:
     _, jobs = jobs_of(path)
 
-    def late(job: loaders.Job) -> loaders.Pictures:
+    def late(job: loaders.Job) -> loaders.Frames:
         return loaders.whole_file(job._replace(numbers=np.minimum(job.numbers + 1, 59)))
 
     assert data.verdict(late, jobs, data.thumbnails(path)).startswith("16 of 16, such as ")
@@ -101,14 +104,15 @@ def test_a_loader_with_other_pictures_is_caught(path: Path, tmp_path: Path) -> N
     dataset, jobs = jobs_of(packed, 3)
     said: list[str] = []
     found = data.sound_loaders(dataset, jobs, said.append)
-    assert "wrong pictures" in found["official style"][1], "it sorts by presentation time"
+    assert "wrong frames" in found["official style"][1], "it sorts by presentation time"
     assert found["whole file"][1] == ""
-    assert any("official style delivers wrong pictures" in line for line in said)
+    assert any("official style delivers wrong frames" in line for line in said)
 
 
 def test_ours_must_be_exact(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, jobs = jobs_of(path)
-    monkeypatch.setattr(data, "whole_file", lambda job: loaders.whole_file(job._replace(numbers=job.numbers[::-1])))
+    windows_swapped = lambda job, **how: loaders.whole_file(job._replace(numbers=job.numbers[::-1]), **how)  # noqa: E731
+    monkeypatch.setattr(data, "whole_file", windows_swapped)
     with pytest.raises(ValueError, match="differ from those of a plain decode loop"):
         data.sound_loaders(dataset, jobs, print)
 
@@ -138,24 +142,24 @@ def _busy(count: int) -> Callable[[], object]:
 def test_the_record_holds_rows_and_where_they_were_measured(tmp_path: Path) -> None:
     rows = [
         Row("data", "read a.mp4", "official style", 4.0, 3.9, 4.05, 5.0, 0.01, "", {"open_seconds": 0.1}),
-        Row("data", "read a.mp4", "torchcodec", 2.0, 1.5, 2.5, 1.4, 0.01, "wrong pictures: 3 of 4"),
+        Row("data", "read a.mp4", "torchcodec", 2.0, 1.5, 2.5, 1.4, 0.01, "wrong frames: 3 of 4"),
         Row("step", "step", "fp32", 3.0, 3.0, 3.0),
     ]
-    record.write(tmp_path / "bench.json", rows, {"rounds": 5})
-    content = read_json(tmp_path / "bench.json")
+    record.write(tmp_path / "compare.json", rows, {"rounds": 5}, {"decord": "not installed"})
+    content = read_json(tmp_path / "compare.json")
     assert content["schema"] == record.SCHEMA
     assert content["machine"]["cores"] >= 1
     assert {"torch", "av", "ffmpeg"} <= content["versions"].keys()
-    assert len(content["config_hash"]) == 16
+    assert content["left_out"] == {"decord": "not installed"}
     assert [row["met"] for row in content["rows"]] == [False, True, True]
-    assert record.read(tmp_path / "bench.json") == [row._replace(figures=dict(row.figures)) for row in rows]
+    assert record.read(tmp_path / "compare.json") == [row._replace(figures=dict(row.figures)) for row in rows]
     (tmp_path / "old.json").write_text(json.dumps(content | {"schema": 0}))
     with pytest.raises(ValueError, match="schema 0"):
         record.read(tmp_path / "old.json")
     told = record.table(rows).splitlines()
     assert "NOT MET" in told[1]
     assert "spread" not in told[1]
-    assert "wrong pictures: 3 of 4" in told[2]
+    assert "wrong frames: 3 of 4" in told[2]
     assert "spread 50%" in told[2]
 
 
@@ -198,38 +202,67 @@ def test_what_is_promised_depends_on_the_kind_of_file(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_part_runs_on_a_file(path: Path, tmp_path: Path) -> None:
-    words = ["task=bench", "bench.parts=[data]", f"bench.files=[{path}]", "bench.rounds=1", "bench.clip_pairs=1"]
-    words += ["bench.clip_frames=4", "bench.crop_size=32", "data.workers=1", "output=run", "backbone.width=4"]
-    answer = launch(words, tmp_path)
-    assert answer.status == 0, answer.err
-    rows = record.read(tmp_path / "run/bench.json")
+def test_the_part_runs_on_a_file(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["data", "backbone.width=4", "--files", str(path), "--json", str(tmp_path / "compare.json")]
+    words += ["--rounds=1", "--clip-pairs=1", "--clip-frames=4", "--crop-size=32", f"--material={tmp_path}"]
+    assert main(words) == 0
+    rows = record.read(tmp_path / "compare.json")
     found = {(row.what, row.baseline): row for row in rows}
     reading = found["read a.mp4 (H.264, GOP 12)", "official style"]
-    stages = {f"{stage}_seconds" for stage in data.STAGES}
-    assert stages <= reading.figures.keys()
-    assert 1 <= reading.figures["decoded_per_used_picture"] < 60
+    assert {f"{stage}_seconds" for stage in data.STAGES} <= reading.figures.keys()
+    assert 1 <= reading.figures["decoded_per_used_frame"] < 60
     assert ("read a.mp4 (H.264, GOP 12)", "pure decoding") in found
     assert found["index a.mp4", "official style"].least == data.LEAST_OF_SCAN
-    assert data.copies_help(rows) > 0
-    assert found["loader with 1 worker", "no worker"].figures["clips_per_second"] > 0
-    assert "index a.mp4" in answer.out
-    assert "data: index a.mp4 / official style" in read_json(tmp_path / "run/result.json")["bench"]
+    assert "index a.mp4" in capsys.readouterr().out
 
 
-def test_a_file_that_is_not_there_is_refused_before_work(tmp_path: Path) -> None:
-    answer = launch(["task=bench", "bench.files=[nowhere.mp4]", "output=run"], tmp_path)
-    assert answer.status == 2
-    assert "bench.files=nowhere.mp4: no such file or folder" in answer.err
+def test_a_competitor_that_cannot_be_loaded_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "decord.py").write_text("raise OSError('libavformat.so.58: cannot open shared object file\\nmore')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "decord", raising=False)
+    reason = "installed, but cannot be loaded: OSError: libavformat.so.58: cannot open shared object file"
+    found, left_out = loaders.available()
+    assert "decord" not in found
+    assert left_out["decord"] == reason
+    assert {"official style", "whole file", "seek for each clip"} <= found.keys()
+    monkeypatch.setattr(data, "measure", lambda run, options: [])
+    assert main(["data", "--json", str(tmp_path / "compare.json")]) == 0
+    assert f"left out: decord, {reason}" in capsys.readouterr().out
+    assert read_json(tmp_path / "compare.json")["left_out"]["decord"] == reason
 
 
-def test_a_file_that_cannot_serve_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["data", "--files", "nowhere.mp4"], "--files nowhere.mp4: no such file or folder"),
+        (["dat"], "dat: no such part; allowed: data, aug, step, methods"),
+        (["step", "method=mocoo"], "Did you mean moco?"),
+        (["step", "method.contrast.queue=-1"], "method.contrast.queue=-1: must lie in [0, inf)"),
+        (["step", "--backbones", "i4d"], "--backbones=i4d: no such value. Did you mean i3d?"),
+        (["step", "--backbones", "tiny"], "--backbones tiny: has options; give backbone=tiny"),
+        (["step", "--backbones", "s3dg", "--crop-size=8"], "--backbones s3dg: cannot take clips of --clip-frames 16"),
+    ],
+)
+def test_wrong_words_are_told_before_work(words: list[str], problem: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(words) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_compared_is_left_out(tmp_path: Path) -> None:
     short = make_video(tmp_path / "short.mp4", 5)
+    several = make_streams(tmp_path / "several.mkv", ("mjpeg", (24, 32), 1), ("libx264", (48, 64), 24))
     said: list[str] = []
     options = SimpleNamespace(
-        clip_frames=4, frame_stride=2, crop_size=32, files=[str(short)], material=str(tmp_path), clip_pairs=1, rounds=1
-    )
-    run = SimpleNamespace(log=SimpleNamespace(say=said.append, is_main=True), seed=0, config={})
-    assert data.measure(run, options) == []
-    assert "left out" in said[0]
+        clip_frames=4, frame_stride=2, crop_size=32, files=[str(short), str(several)], material=str(tmp_path),
+        clip_pairs=1, rounds=1,
+    )  # fmt: skip
+    assert data.measure(SimpleNamespace(log=SimpleNamespace(say=said.append), seed=0), options) == []
     assert "5 frames, a clip spans 8" in said[0]
+    assert "several video streams" in said[1]
+
+
+def test_colors_of_ten_bit_video_are_no_difference(tmp_path: Path) -> None:
+    dataset, jobs = jobs_of(make_video(tmp_path / "a.mp4", 60, pixels="yuv420p10le", g="20"))
+    assert data.sound_loaders(dataset, jobs, print)["whole file"][1] == ""

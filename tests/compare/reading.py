@@ -1,16 +1,15 @@
-"""How fast are clips read? Ours against other loaders, on any files; first, whether all deliver the right pictures.
+"""Part data: speed of reading clips, ours against other loaders; first, whether all deliver the right frames.
 
-A unit of work is one file: two random clips, each with a crop of its own, as pretraining reads them. Pictures are not
-turned, which the others do not do. One thread.
+A unit of work is one file: two random clips, each with a crop of its own, as pretraining reads them. Frames are not
+rotated, which the others do not do. One thread.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,46 @@ import av
 import numpy as np
 import torch
 
-from vidssl.bench.apart import Apart, against
-from vidssl.bench.candidates import STAGES, cropped, each, ours, scan_by_decoding
-from vidssl.bench.loaders import (
+from tests.compare.apart import Apart, against
+from tests.compare.loaders import (
+    Frames,
     Job,
     Loader,
-    Pictures,
+    available,
     crop_bytes,
     crop_floats,
+    cropped,
     decode_all,
-    installed,
+    one_line,
+    scan_by_decoding,
     whole_file,
-    wrong_pictures,
+    with_ffmpegs_colors,
+    wrong_frames,
 )  # fmt: skip
-from vidssl.bench.material import DEFAULT
-from vidssl.bench.timing import Row, compared, interleaved, one_thread
-from vidssl.build import Run, data_options
+from tests.compare.material import DEFAULT
+from tests.compare.timing import Row, compared, interleaved, one_thread
+from vidssl.bench.reading import (
+    STAGES,
+    decoded_per_used,
+    each,
+    evenly,
+    paths_of,
+    split,
+)
+from vidssl.bench.reading import (
+    clips_read as ours,
+)
+from vidssl.bench.reading import (
+    jobs_of as items_of,
+)
+from vidssl.build import Run
 from vidssl.clips import ClipPlan, View
 from vidssl.data.cache import Form, with_copies
 from vidssl.data.dataset import ClipDataset
-from vidssl.data.loader import ClipLoader
 from vidssl.data.manifest import Manifest, Video
 from vidssl.data.sampling import frame_numbers, item_generator
 from vidssl.data.spatial import Box, RandomResized
-from vidssl.data.video import VideoError, VideoIndex, decode, probe
+from vidssl.data.video import VideoError, VideoIndex, probe
 
 PLAN = ClipPlan(windows=2, views=(View(window=0), View(window=1)))
 CROP = RandomResized(area=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, antialias=True)
@@ -62,10 +77,8 @@ LEAST_FOR = (16, 2, 112)  # clip_frames, frame_stride, crop_size
 
 
 def measure(run: Run, options: Any) -> list[Row]:
-    """The part `data` of task=bench. options: its own, see vidssl/tasks/bench.py."""
-    rows, read = [], []
-    if not run.log.is_main:
-        return rows  # one process measures
+    """options: see Options in __main__.py."""
+    rows = []
     clip = (options.clip_frames, options.frame_stride, options.crop_size)
     with one_thread():
         for path in files(options.files, Path(options.material), run.log.say):
@@ -76,24 +89,15 @@ def measure(run: Run, options: Any) -> list[Row]:
                     raise VideoError(f"{path}: {index.frames} frames, a clip spans {clip[0] * clip[1]}")
                 if index.damage:
                     raise VideoError(f"{path}: {index.damage}")
+                if index.stream is not None:
+                    raise VideoError(f"{path}: several video streams, of which others may read another one")
             except VideoError as error:
                 run.log.say(f"left out: {error}")
                 continue
             run.log.say(f"{path.name}: {kind_of(index)}, {index.width} x {index.height}, {index.frames} frames")
             copies = Path(options.material) / "copies"
             rows += file_rows(dataset, options.clip_pairs, options.rounds, copies, run.log.say)
-            read.append(path)
-        if read:
-            rows += loader_rows(run, dataset_of(read, clip, run.seed), options)
     return rows
-
-
-def copies_help(rows: Sequence[Row]) -> float | None:
-    """How many times as fast small JPEG copies are read as the files themselves, the median of the files."""
-    seconds = {row.what: row.seconds for row in rows if row.baseline == "official style"}
-    pairs = [(name, copied(name, COPIES[0])) for name in seconds]
-    found = [seconds[name] / seconds[copy] for name, copy in pairs if copy in seconds]
-    return statistics.median(found) if found else None
 
 
 def copied(what: str, form: Form) -> str:
@@ -105,7 +109,6 @@ def copied(what: str, form: Form) -> str:
 # Files
 
 
-VIDEOS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".ts", ".m4v", ".mpg", ".wmv", ".flv"}
 FROM_FOLDER = 4  # files, evenly from the sorted ones
 
 
@@ -115,11 +118,7 @@ def files(given: Sequence[str] | None, material: Path, say: Callable[[str], None
         if not all((material / each.name).exists() for each in DEFAULT):
             say(f"render files to measure with to {material}")
         return [each.render(material) for each in DEFAULT]
-    found = []
-    for path in map(Path, given):
-        inside = sorted(p for p in path.rglob("*") if p.suffix in VIDEOS) if path.is_dir() else [path]
-        found += [inside[i] for i in np.linspace(0, len(inside) - 1, min(FROM_FOLDER, len(inside))).astype(int)]
-    return found
+    return [path for name in given for path in evenly(paths_of([name]), FROM_FOLDER)]
 
 
 def kind_of(index: VideoIndex) -> str:
@@ -165,20 +164,21 @@ def file_rows(
     """
     path, index = dataset.manifest.path(0), dataset.manifest.index(0)
     jobs = jobs_of(dataset, clip_pairs, scan_by_decoding(path))
+    keys = [(epoch, 0) for epoch in range(clip_pairs)]
     loaders = sound_loaders(dataset, jobs, say)
     kind = kind_of(index)
     is_told = (dataset.clip_frames, dataset.frame_stride, dataset.crop_size) == LEAST_FOR
     least = LEAST.get(kind, {}) if is_told else {}
 
     with Apart() as apart:
-        candidates = {"ours": apart.start(ours, dataset, jobs, keeps_memory=True)}
+        candidates = {"ours": apart.start(ours, dataset, keys, keeps_memory=True)}
         for form in COPIES:
             small = replace(dataset, manifest=with_copies(dataset.manifest, form, folder / str(form)))
-            candidates[f"copy {form}"] = apart.start(ours, small, jobs, keeps_memory=True)
+            candidates[f"copy {form}"] = apart.start(ours, small, keys, keeps_memory=True)
         candidates["pure decoding"] = apart.start(each, decode_all, jobs)
         candidates |= {name: apart.start(each, loader.clips, jobs) for name, (loader, _) in loaders.items()}
         for stage in STAGES.keys() - {"crop_resize"}:  # that is ours
-            candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, jobs, keeps_memory=True)
+            candidates[f"stage {stage}"] = apart.start(STAGES[stage], dataset, keys, keeps_memory=True)
         seconds = interleaved(candidates, rounds, clock=apart.clock)
     rows, what = [], f"read {path.name} ({kind})"
     for name in (
@@ -189,7 +189,8 @@ def file_rows(
             row = compared("data", what, seconds, "ours", name, least.get(name))
             note = loaders[name][1] if name in loaders else ""
             rows.append(row._replace(note=note, seconds=row.seconds / clip_pairs))
-    figures = split(seconds, clip_pairs) | {"decoded_per_used_picture": effort(jobs)}
+    by_stage = {stage: seconds["ours" if stage == "crop_resize" else f"stage {stage}"] for stage in STAGES}
+    figures = split(by_stage, clip_pairs) | {"decoded_per_used_frame": decoded_per_used(items_of(dataset, keys))}
     rows[0] = rows[0]._replace(figures=figures)
     if "official style" in seconds:
         promised = LEAST_OF_COPIES if least else None
@@ -200,54 +201,37 @@ def file_rows(
 
 
 def sound_loaders(dataset: ClipDataset, jobs: list[Job], say: Callable[[str], None]) -> dict[str, tuple[Loader, str]]:
-    """name -> (loader, what is wrong with its pictures) of those that can read the file. Ours must be exact."""
+    """name -> (loader, what is wrong with its frames) of those that can read the file. Ours must be exact."""
     path, found = jobs[0].path, {}
-    plain = Loader(whole_file, crop_bytes)
+    plain = Loader(partial(whole_file, convert=with_ffmpegs_colors), crop_bytes)
     for epoch, job in enumerate(jobs):
         clips, _ = dataset.read(0, item_generator(dataset.seed, epoch, 0))
         if not torch.equal(clips, plain.clips(job)):
             raise VideoError(f"{path}: our reader's clips differ from those of a plain decode loop; please report this")
     right = thumbnails(path)
-    for name, loader in installed().items():
+    for name, loader in available()[0].items():
         try:
-            problem = verdict(loader.pictures, jobs, right)
+            problem = verdict(loader.frames, jobs, right)
         except Exception as error:  # other people's libraries raise what they like
-            say(f"{path.name}: {name} cannot read it: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            say(f"{path.name}: {name} cannot read it: {one_line(error)}")
             continue
         if problem:
-            say(f"{path.name}: {name} delivers wrong pictures: {problem}")
-        found[name] = loader, f"wrong pictures: {problem}" if problem else ""
+            say(f"{path.name}: {name} delivers wrong frames: {problem}")
+        found[name] = loader, f"wrong frames: {problem}" if problem else ""
     return found
 
 
 def thumbnails(path: Path) -> list[np.ndarray]:
-    """Every fourth pixel of all pictures of a file, as a plain decode loop returns them."""
+    """Every fourth pixel of all frames of a file, as a plain decode loop returns them."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24")[::4, ::4].copy() for frame in container.decode(video=0)]
 
 
-def verdict(read: Callable[[Job], Pictures], jobs: list[Job], right: list[np.ndarray]) -> str:
-    """What is wrong with the pictures that a loader delivers; nothing if they are right."""
-    wrong = [pair for job in jobs for pair in wrong_pictures(read(job), job, right)]
+def verdict(read: Callable[[Job], Frames], jobs: list[Job], right: list[np.ndarray]) -> str:
+    """What is wrong with the frames that a loader delivers; nothing if they are right."""
+    wrong = [pair for job in jobs for pair in wrong_frames(read(job), job, right)]
     total = sum(job.numbers.size for job in jobs)
     return f"{len(wrong)} of {total}, such as {wrong[0][1]} for {wrong[0][0]}" if wrong else ""
-
-
-def split(seconds: dict[str, list[float]], clip_pairs: int) -> dict[str, float]:
-    """Seconds of each stage of one unit of work, medians of the rounds' differences."""
-    columns = [np.zeros(len(seconds["ours"]))]
-    columns += [np.array(seconds["ours" if stage == "crop_resize" else f"stage {stage}"]) for stage in STAGES]
-    spent = [statistics.median(after - before) / clip_pairs for before, after in pairwise(columns)]
-    return {f"{stage}_seconds": max(0.0, float(value)) for stage, value in zip(STAGES, spent, strict=True)}
-
-
-def effort(jobs: list[Job]) -> float:
-    """Pictures decoded for each picture used."""
-    decoded: list[int] = []
-    for job in jobs:
-        for _ in decode(job.path, job.wanted, job.index, decoded):
-            pass
-    return sum(decoded) / sum(len(job.wanted) for job in jobs)
 
 
 SCANS = 16  # of a file in each round, as a data set has many
@@ -261,7 +245,7 @@ def scan_row(path: Path, rounds: int) -> Row:
 
 
 def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
-    """Crop, resize, flip and nothing else, of pictures that lie in memory; of each the central quarter."""
+    """Crop, resize, flip and nothing else, of frames that lie in memory; of each the central quarter."""
     index = jobs[0].index
     height, width = index.height // 2, index.width // 2
     box = Box(height // 2, width // 2, height, width)
@@ -270,30 +254,3 @@ def crop_row(path: Path, jobs: list[Job], rounds: int, is_told: bool) -> Row:
     least = LEAST_OF_CROP if is_told else None
     row = compared("data", f"crop, resize, flip {path.name}", seconds, "ours", "official style", least)
     return row._replace(seconds=row.seconds / len(jobs))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Many processes
-
-PASSES = 8  # of each file in one round
-
-
-def loader_rows(run: Run, dataset: ClipDataset, options: Any) -> list[Row]:
-    """Clips a second, by the clock on the wall, of the loader as training has it."""
-    workers = max(1, data_options(run).workers)
-    many = replace(dataset.manifest, videos=dataset.manifest.videos * PASSES, rows=dataset.manifest.rows * PASSES)
-    repeated = replace(dataset, manifest=many)
-
-    def epochs(count: int) -> Callable[[], None]:
-        loader = ClipLoader(
-            repeated, 4, training=False, workers=count, prefetch=data_options(run).prefetch, pin=False,
-            most_damaged=0.0, report=run.log.say,
-        )  # fmt: skip
-        return lambda: [None for _ in loader.epoch(0)] and None
-
-    candidates = {"ours": epochs(workers), "no worker": epochs(0)}
-    seconds = interleaved(candidates, options.rounds, clock=time.perf_counter)
-    name = f"loader with {workers} worker{'s' if workers > 1 else ''}"
-    row = compared("data", name, seconds, "ours", "no worker")
-    clips = len(repeated) * len(PLAN.views)
-    return [row._replace(figures={"clips_per_second": clips / row.seconds, "workers": float(workers)})]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from tests.compare.timing import interleaved, on_device
 from vidssl import distributed
-from vidssl.bench.timing import interleaved, on_device
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def against(
 def _forks() -> Any:
     """Processes that have imported the large libraries, and have done nothing else yet."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "av"])
+    context.set_forkserver_preload(["torch", "av", "vidssl.bench.reading"])
     return context
 
 

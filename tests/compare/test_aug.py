@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.compare.aug import measure, moving_clips
+from tests.compare.released import ColorChain, ForegroundSwap
 from vidssl.augment.foreground import foreground_mask, swap
 from vidssl.augment.photometric import Photometric
-from vidssl.bench.aug import measure, moving_pictures
-from vidssl.bench.released import ColorChain, ForegroundSwap
 from vidssl.build import Augmentation
 
 
@@ -20,7 +20,7 @@ def test_kornias_chain_and_ours_agree_on_kornias_draws(flavor: str) -> None:
         gray=0.4, jitter=0.7, brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.1, 0.1),
         flavor=flavor, blur=0.5, blur_sigma=(0.1, 2.0), blur_draw="per_clip", mean=(0.4, 0.3, 0.2), std=(0.3, 0.2, 0.4),
     )  # fmt: skip
-    clip = moving_pictures(6, 3, 32)
+    clip = moving_clips(6, 3, 32)
     clip[0] = clip[0].round()
     clip[1] = 0.5
     chain = ColorChain(ours, 32)
@@ -36,7 +36,7 @@ def test_kornias_chain_and_ours_agree_on_kornias_draws(flavor: str) -> None:
 
 @pytest.mark.parametrize("beta", [0.3, 0.5, 0.7])
 def test_the_released_background_swap_and_ours_agree(beta: float) -> None:
-    clip, order = moving_pictures(4, 6, 64), torch.tensor([1, 3, 2, 0])
+    clip, order = moving_clips(4, 6, 64), torch.tensor([1, 3, 2, 0])
     merged, released = ForegroundSwap(64, beta)(clip, order)
     mask = foreground_mask(clip, beta=beta)
     assert (released != mask).float().mean() < 1e-3, "ties and rounding"
@@ -51,11 +51,11 @@ def test_of_a_flat_clip_both_take_as_many_pixels_and_ours_the_first() -> None:
     assert mask[:, :16].all()
 
 
-def test_moving_pictures_move_and_have_eight_bits() -> None:
-    clip = moving_pictures(2, 5, 48)
+def test_moving_clips_move_and_have_eight_bits() -> None:
+    clip = moving_clips(2, 5, 48)
     torch.testing.assert_close(clip * 255, (clip * 255).round(), rtol=0, atol=1e-4)
     assert (clip[:, :, 0] - clip[:, :, 4]).abs().mean() > 0.05
-    assert torch.equal(clip, moving_pictures(2, 5, 48))
+    assert torch.equal(clip, moving_clips(2, 5, 48))
 
 
 COLOR = {

@@ -1,4 +1,4 @@
-"""What ours is measured against: the forms of the papers' releases, in our own words. Training imports nothing of this.
+"""What ours is measured against: the forms of the papers' releases, in our own words.
 
 Each does the same arithmetic as the release it stands for, with the same detours: full-size temporaries, lists of
 indices, copies of the queue, new tensors for each parameter of the slow twin. Tests hold their results against ours.

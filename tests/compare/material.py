@@ -45,7 +45,7 @@ class Material(NamedTuple):
             stream.gop_size, stream.codec_context.max_b_frames = self.gop, self.b_frames
             stream.codec_context.thread_count = 1
             for time in range(self.frames):
-                frame = av.VideoFrame.from_ndarray(scene.picture(time), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(scene.frame(time), format="rgb24")
                 frame = frame.reformat(format="yuv420p", threads=1)
                 frame.pts, frame.time_base = time, Fraction(1, 25)
                 out.mux(stream.encode(frame))
@@ -71,23 +71,23 @@ def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         stream = reader.streams.video[0]
         out = writer.add_stream_from_template(stream)
-        pictures = [bytes(packet) for packet in reader.demux(stream) if packet.size]
-        kinds = ["IPBS"[data[data.find(VOP_START) + 4] >> 6] for data in pictures]
+        frames = [bytes(packet) for packet in reader.demux(stream) if packet.size]
+        kinds = ["IPBS"[data[data.find(VOP_START) + 4] >> 6] for data in frames]
         note = b"\x00\x00\x01\xb2DivX503b1393p"
-        head = pictures[0].find(VOP_START)
-        pictures[0] = pictures[0][:head] + note + pictures[0][head:]
+        head = frames[0].find(VOP_START)
+        frames[0] = frames[0][:head] + note + frames[0][head:]
         chunks, place = [], 0
-        while place < len(pictures):
-            if place + 1 < len(pictures) and kinds[place] in "IP" and kinds[place + 1] == "B" and place > 0:
+        while place < len(frames):
+            if place + 1 < len(frames) and kinds[place] in "IP" and kinds[place + 1] == "B" and place > 0:
                 run = place + 1
-                while run < len(pictures) and kinds[run] == "B":
+                while run < len(frames) and kinds[run] == "B":
                     run += 1
-                chunks.append(pictures[place] + pictures[place + 1])
-                chunks += pictures[place + 2 : run]
+                chunks.append(frames[place] + frames[place + 1])
+                chunks += frames[place + 2 : run]
                 chunks.append(not_coded(stream))
                 place = run
             else:
-                chunks.append(pictures[place])
+                chunks.append(frames[place])
                 place += 1
         if last_owed:
             assert len(chunks[-1]) < 10, "the stream ends in a packed B-frame"
@@ -101,7 +101,7 @@ def pack(source: Path, target: Path, *, last_owed: bool = False) -> Path:
 
 
 def not_coded(stream: av.VideoStream) -> bytes:
-    """A P picture that says "not coded": type 01, no whole second, marker, time 0, marker, 0."""
+    """A P frame that says "not coded": type 01, no whole second, marker, time 0, marker, 0."""
     bits = time_bits(bytes(stream.codec_context.extradata))
     field = "01" + "0" + "1" + "0" * bits + "1" + "0"
     field += "0" + "1" * (-(len(field) + 1) % 8)
@@ -122,17 +122,17 @@ class Scene:
         self.steps = chance.normal(0, height / 90, (6, 2))
         self.discs = [_clouds(chance, side, side) for side in self.sides]
 
-    def picture(self, time: int) -> np.ndarray:
+    def frame(self, time: int) -> np.ndarray:
         """uint8 [height, width, 3]."""
         top = self.margin + round(self.margin * 0.9 * np.sin(time / 37))
         left = self.margin + round(self.margin * 0.9 * np.cos(time / 53))
-        picture = self.plane[top : top + self.height, left : left + self.width].copy()
+        frame = self.plane[top : top + self.height, left : left + self.width].copy()
         for side, start, step, disc in zip(self.sides, self.starts, self.steps, self.discs, strict=True):
             y, x = (start + time * step).astype(int) % (self.height - side, self.width - side)
             reach = np.arange(side) - side / 2
             inside = np.hypot(reach[:, None], reach) < side / 2
-            picture[y : y + side, x : x + side][inside] = disc[inside]
-        return (picture + self.grain[time % 4]).clip(0, 255).astype(np.uint8)
+            frame[y : y + side, x : x + side][inside] = disc[inside]
+        return (frame + self.grain[time % 4]).clip(0, 255).astype(np.uint8)
 
 
 def _clouds(chance: np.random.Generator, height: int, width: int) -> np.ndarray:

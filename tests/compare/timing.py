@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import torch
 
+from vidssl.bench import step
+
 
 class Row(NamedTuple):
     """One comparison: how many times faster ours is than a baseline of the same run."""
 
-    part: str  # data | aug | step
+    part: str  # data | aug | step | methods
     what: str  # such as decode ucf_packed_b.avi
     baseline: str  # such as official style
     ratio: float  # median over the rounds
@@ -24,7 +26,7 @@ class Row(NamedTuple):
     high: float
     least: float | None = None  # what it should be at least; None: told for orientation
     seconds: float | None = None  # of ours, median
-    note: str = ""  # what a reader should know, such as that the baseline delivers wrong pictures
+    note: str = ""  # what a reader should know, such as that the baseline delivers wrong frames
     figures: Mapping[str, float] = MappingProxyType({})  # what else was measured
 
     @property
@@ -74,14 +76,7 @@ def one_thread() -> Iterator[None]:
 
 def on_device(device: torch.device) -> Callable[[], float]:
     """A clock for work on a device: processor time on CPUs, time on the wall for a GPU that has finished."""
-    if device.type != "cuda":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
+    return step.on_device(device, time.process_time)
 
 
 def compared(

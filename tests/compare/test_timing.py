@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vidssl.bench.timing import Row, compared, interleaved
+from tests.compare.timing import Row, compared, interleaved
 
 
 def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:

@@ -1,4 +1,4 @@
-"""Part aug of task=bench: color and background swap against kornia's chain and FAME's released form, same results."""
+"""Part aug: color and background swap against kornia's chain and FAME's released form, same results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.compare.released import ColorChain, ForegroundSwap
+from tests.compare.timing import Row, compared, interleaved, on_device, one_thread
 from vidssl import build
 from vidssl.augment.foreground import foreground_mask, swap
 from vidssl.augment.photometric import JIGGLE, NEUTRAL, Photometric, gaussian_blur, to_gray
-from vidssl.bench.released import ColorChain, ForegroundSwap
-from vidssl.bench.timing import Row, compared, interleaved, on_device, one_thread
 from vidssl.build import Augmentation, Run
 
 COLOR, SWAP = 3.0, 2.5  # times as fast on CPUs, at least
@@ -32,7 +32,7 @@ class Options(Protocol):
 
 
 def measure(run: Run, options: Options) -> list[Row]:
-    """On moving pictures, with the probabilities and ranges of the configured chain.
+    """On moving frames, with the probabilities and ranges of the configured chain.
 
     On one thread: what threads lose by waiting for one another depends on what else the machine does.
     """
@@ -41,7 +41,7 @@ def measure(run: Run, options: Options) -> list[Row]:
 
 
 def _rows(run: Run, options: Options) -> list[Row]:
-    clip = moving_pictures(options.batch_size, options.clip_frames, options.crop_size).to(run.device)
+    clip = moving_clips(options.batch_size, options.clip_frames, options.crop_size).to(run.device)
     rows = [swap_row(run, options, clip)]
     augment = build.color(run, options.augmentation)
     if not isinstance(augment, Photometric):
@@ -123,7 +123,7 @@ def told(clip: Tensor) -> str:
     return f"{b}x{t}x{s}"
 
 
-def moving_pictures(count: int, frames: int, side: int, seed: int = 0) -> Tensor:
+def moving_clips(count: int, frames: int, side: int, seed: int = 0) -> Tensor:
     """Smooth colors, a textured square that moves before them, and noise, as 8 bits have them.
 
     -> float32 [count, 3, frames, side, side] in [0, 1]. Such clips have few ties, unlike drawings.
