@@ -32,15 +32,14 @@ MAY_IMPORT = {
     "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
     "preflight": GROUND | {"build", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
-    "reporting": {"records", "slurm"},
-    "pictures": {"reporting.axes"},
+    "report": {"records", "slurm"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
-    "tasks": GROUND | WINGS | {"build", "bench", "scores", "pictures", "reporting"},
+    "tasks": GROUND | WINGS | {"build", "bench", "scores", "report"},
     "app": GROUND
     | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
     | {"engine.device", "engine.log"},
     "command": {"text", "registry", "records", "distributed", "slurm", "ranks", "cluster", "app", "check", "tasks"}
-    | {"reporting.plan", "data.video"},
+    | {"report.plan", "data.video"},
 }
 OWN_ROOM = {
     "data",
@@ -49,8 +48,7 @@ OWN_ROOM = {
     "methods",
     "engine",
     "evaluation",
-    "pictures",
-    "reporting",
+    "report",
     "bench",
     "tasks",
 }

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich import table as rich
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_text
-from vidssl.reporting import conditions, tables
-from vidssl.reporting.page import page
-from vidssl.reporting.plan import read_about
-from vidssl.reporting.runs import Setting, by_folds, count_states, is_single, read_settings
-from vidssl.reporting.tables import COLUMNS, Sheet, column_names
+from vidssl.report import conditions, tables
+from vidssl.report.page import page
+from vidssl.report.plan import read_about
+from vidssl.report.runs import Setting, by_folds, count_states, is_single, read_settings
+from vidssl.report.tables import COLUMNS, Table, column_names
 from vidssl.tasks import TASKS, Task
 
 
@@ -62,14 +62,14 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
         about = replace(about, baseline=None)
 
     sheets = [tables.by_run(settings)]
-    if is_single(settings) and (whole := tables.every_figure(settings[0].runs[0])).rows:
+    if is_single(settings) and (whole := tables.every_metric(settings[0].runs[0])).rows:
         sheets.append(whole)
     if about.baseline is not None and len(settings) > 1:
         sheets.append(tables.differences(settings, about.baseline))
     folds = by_folds(settings)
     if folds:
         sheets.append(tables.over_folds(folds))
-    changed, meanings = conditions.sheet(settings)
+    changed, meanings = conditions.summary(settings)
     if changed is not None:
         sheets.append(changed)
     if about.published is not None:
@@ -91,11 +91,11 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     return settings
 
 
-def _print(sheets: list[Sheet], lines: list[str]) -> None:
+def _print(sheets: list[Table], lines: list[str]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 100)
     for sheet in sheets:
-        printed = Table(title=escape(sheet.title), title_justify="left")
+        printed = rich.Table(title=escape(sheet.title), title_justify="left")
         for title in sheet.head:
             printed.add_column(escape(title), overflow="fold", no_wrap=title in ("seed", "status"))
         for row in sheet.rows:
