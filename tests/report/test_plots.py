@@ -70,6 +70,10 @@ def test_a_scatter_names_each_class_once_in_its_color(drawn: list[Figure]) -> No
     assert [text.get_text() for text in plot.texts] == names(10)
     looks = {(tuple(each.get_facecolor()[0]), each.get_paths()[0].vertices.shape) for each in plot.collections}
     assert len(looks) == 10, "color and marker tell ten classes apart"
+    left, bottom, right, top = boxes(plot.texts).T
+    apart = (left[:, None] >= right - 1) | (right[:, None] <= left + 1)
+    apart |= (bottom[:, None] >= top - 1) | (top[:, None] <= bottom + 1)
+    assert (apart | np.eye(10, dtype=bool)).all(), "no name is on another"
     unlabelled = scatter.scatter(places, np.full(40, -1), [])
     assert unlabelled.std() > 0
     assert not drawn[1].axes[0].texts

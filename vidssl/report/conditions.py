@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from vidssl.report import canvas
 from vidssl.report.canvas import Section
 from vidssl.report.runs import Setting
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Metrics = dict[str, float]  # of task=bias, without the task's name
+Runs = Sequence[tuple[str, list[Metrics]]]  # a setting's label and the metrics of each of its runs
 
 
 class Condition(NamedTuple):
@@ -105,8 +104,8 @@ def legend(metrics: Metrics) -> list[str]:
     ]
 
 
-def measured(settings: list[Setting]) -> list[tuple[str, list[Metrics]]]:
-    """Settings that have run task=bias: label, and the metrics of each run."""
+def measured(settings: list[Setting]) -> Runs:
+    """Settings that have run task=bias."""
     return [(setting.label, runs) for setting in settings if (runs := _metrics(setting))]
 
 
@@ -142,7 +141,7 @@ def summary(settings: list[Setting]) -> tuple[Table | None, list[str]]:
 # Plot
 
 MOST = 7  # settings in one plot
-LEFT = 214  # pixels left of it
+PERCENT = range(0, 101, 25)
 
 
 def section(settings: list[Setting]) -> Section | None:
@@ -153,40 +152,42 @@ def section(settings: list[Setting]) -> Section | None:
     return Section("Background or motion?", [("", draw(rows))], legend)
 
 
-def draw(settings: Sequence[tuple[str, list[Metrics]]]) -> str:
+def draw(settings: Runs) -> str:
     """SVG: accuracies and likenesses under each change, below them the preferences.
 
-    settings: label and the metrics of each run. Full marks are means over runs, pale ones single runs, bars the
-    intervals of one run.
+    Full marks are means over runs, pale ones single runs, bars the intervals of one run.
     """
     runs = [metrics for _, each in settings for metrics in each]
     changes = [change for change in CHANGES if any(change.is_in(metrics) for metrics in runs)]
     preferences = [each for each in PREFERENCES if any(each.is_in(metrics) for metrics in runs)]
     lowest = min(metrics[change.likeness] for change in changes for metrics in runs if change.likeness in metrics)
     height = max(34, 8 * len(settings) + 10)  # of a row
-    above, below = height * len(changes), height * len(preferences)
-    lowest = math.floor(2 * lowest) / 2
-    percent, likeness = range(0, 101, 25), [0, 0.25, 0.5, 0.75, 1] if lowest >= 0 else np.arange(lowest, 1.1, 0.5)
+    above, below, step = height * len(changes), height * len(preferences), 8 / height
+    halves = range(math.floor(2 * lowest), 3)
+    likeness = [0.5 * half for half in halves] if lowest < 0 else [0.25 * quarter for quarter in range(5)]
     sheet = canvas.figure(774, above + below + 130)
-    accuracies, likenesses = [change.top1 for change in changes], [change.likeness for change in changes]
-    panels = (
-        ("accuracy, %", (LEFT, 30), (250, above), changes, accuracies, percent),
-        ("likeness of the features", (LEFT + 290, 30), (250, above), [], likenesses, likeness),
-        ("0: the background alone counts; 100: the motion alone", (LEFT, above + 84), (540, below), preferences,
-         [each.name for each in preferences], percent),
-    )  # fmt: skip
-    for title, (left, top), size, labels, names, ticks in panels:
-        plot = canvas.rows(sheet, left, top, size, len(names), ticks)
-        plot.set_title(title, size=9)
-        plot.axvline(50 if ticks is percent else 0, color="#bbbbbb", linewidth=0.75, zorder=1)
-        titles = [each.title.replace("motion preference,", "preference") for each in labels]
-        plot.set_yticks(range(len(titles)), titles, size=10)
-        for row, name in enumerate(names):
-            _marks(plot, settings, name, row, 8 / height)
+    plot = canvas.rows(sheet, 214, 30, (250, above), len(changes), PERCENT)
+    _panel(plot, "accuracy, %", changes, [change.top1 for change in changes], settings, step)
+    plot = canvas.rows(sheet, 504, 30, (250, above), len(changes), likeness)
+    _panel(plot, "likeness of the features", [], [change.likeness for change in changes], settings, step)
+    plot = canvas.rows(sheet, 214, above + 84, (540, below), len(preferences), PERCENT)
+    title = "0: the background alone counts; 100: the motion alone"
+    _panel(plot, title, preferences, [preference.name for preference in preferences], settings, step)
     return canvas.svg(sheet, "background or motion?")
 
 
-def _marks(plot: Axes, settings: Sequence[tuple[str, list[Metrics]]], name: str, row: int, step: float) -> None:
+def _panel(
+    plot: Axes, title: str, labels: Sequence[Condition], names: Sequence[str], settings: Runs, step: float
+) -> None:
+    plot.set_title(title, size=9)
+    plot.axvline(50 if plot.get_xlim()[1] > 1 else 0, color="#bbbbbb", linewidth=0.75, zorder=1)
+    titles = [each.title.replace("motion preference,", "preference") for each in labels]
+    plot.set_yticks(range(len(titles)), titles, size=10)
+    for row, name in enumerate(names):
+        _marks(plot, settings, name, row, step)
+
+
+def _marks(plot: Axes, settings: Runs, name: str, row: int, step: float) -> None:
     """Marks of every setting, one below the other."""
     for number, (label, runs) in enumerate(settings):
         values = [metrics[name] for metrics in runs if name in metrics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def confusion(shares: np.ndarray, names: Sequence[str], confused: Sequence[tuple
     for row, column in np.ndindex(shares.shape) if count <= WRITTEN else ():
         if shares[row, column] >= 0.005:
             color = "white" if shares[row, column] > 0.55 else "#222222"
-            look = {"ha": "center", "va": "center", "size": min(10, 0.3 * cell), "color": color}
+            look: dict[str, Any] = {"ha": "center", "va": "center", "size": min(10, 0.3 * cell), "color": color}
             plot.text(column, row, f"{100 * shares[row, column]:.0f}", **look)
     bar = sheet.colorbar(shown, cax=canvas.axes(sheet, side + 14, 0, 14, min(side, 240.0)), format="{x:.0%}")
     bar.outline.set_visible(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 5  # layers in a row
+Side = Literal["both", "low", "high"]  # of a violin
 CUT = 0.5  # percent of the weights beyond either end that are not drawn
 
 
@@ -30,7 +31,8 @@ def kernels(networks: Mapping[str, Mapping[str, Layer]]) -> np.ndarray:
     columns = min(COLUMNS, len(layers))
     rows = -(-len(layers) // columns)
     sheet = canvas.figure(canvas.PAGE, 192 * rows + 330, density=2, layout="constrained")
-    above, below = sheet.subfigures(2, 1, height_ratios=[192 * rows + 50, 280])
+    halves: Any = sheet.subfigures(2, 1, height_ratios=[192 * rows + 50, 280])
+    above, below = halves
     look = {"x": 0.01, "ha": "left", "size": 11}
     above.suptitle("weights by their position in time", weight="bold", **look)
     for number, name in enumerate(networks if len(networks) > 1 else ()):
@@ -75,12 +77,12 @@ def _variation(plot: Axes, parts: Sequence[list[np.ndarray]]) -> None:
     plot.set_xlim(-0.6, len(parts[0]) - 0.4)
 
 
-def _sides(parts: Sequence) -> list[str]:
+def _sides(parts: Sequence) -> list[Side]:
     return ["both"] if len(parts) == 1 else ["low", "high"]
 
 
-def _violins(plot: Axes, values: list[np.ndarray], side: str, color: str) -> None:
-    drawn = plot.violinplot(values, range(len(values)), widths=0.85, side=side, showextrema=False)
+def _violins(plot: Axes, values: list[np.ndarray], side: Side, color: str) -> None:
+    drawn: Any = plot.violinplot(values, range(len(values)), widths=0.85, side=side, showextrema=False)
     for body in drawn["bodies"]:
         body.set(facecolor=color, edgecolor=color, alpha=0.75, linewidth=0.5)
 

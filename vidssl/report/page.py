@@ -69,7 +69,7 @@ def _badge(text: str, status: str) -> Markup:
 
 def _cell(text: str) -> Markup:
     """A table's cell: `failed` and the like as badges, also after a seed as in `0 (failed)`; numbers are not broken."""
-    seed, status = re.fullmatch(r"(?:(\d+) \()?(.*?)\)?", text, re.DOTALL).groups()
+    seed, status = re.findall(r"^(?:(\d+) \()?(.*?)\)?\Z", text, re.DOTALL)[0]
     if status not in STATES:
         whole = r"[-\d.]+ \+- [\d.]+|\(\d+ of \d+\)"
         return Markup(re.sub(whole, r'<span class="whole">\g<0></span>', str(escape(text))))

@@ -58,5 +58,6 @@ def read_about(folder: Path) -> About:
     file = folder / "multirun.yaml"
     if not file.exists():
         return About()
-    section = OmegaConf.to_container(OmegaConf.load(file))["hydra"]["callbacks"]["report"]
+    config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    section = config["hydra"]["callbacks"]["report"]
     return About(**{key: value for key, value in section.items() if key != "_target_"})

@@ -124,7 +124,7 @@ def read_runs(folder: Path, current: Path | None = None) -> list[Trial]:
         now = read_json(run / "run.json") if status != record["status"] else record
         if now["status"] != record["status"]:  # it ended while we looked
             record, status = now, now["status"]
-        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         error = next(iter((record.get("error") or "").splitlines()), "")
         metrics = _metrics(run, record)
         used = {task: incomplete(part.get("splits", {})) for task, part in record["tasks"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,16 +22,18 @@ def scatter(positions: np.ndarray, label: np.ndarray, names: Sequence[str]) -> n
     present = sorted(set(label.tolist()))
     colors = {each: canvas.COLORS[number % len(canvas.COLORS)] for number, each in enumerate(present)}
     for number, each in enumerate(present):
-        look = {"color": colors[each], "marker": MARKERS[number // len(canvas.COLORS) % len(MARKERS)]}
-        plot.scatter(*positions[label == each].T, s=size, alpha=0.75, linewidths=0, **look)
+        marker = MARKERS[number // len(canvas.COLORS) % len(MARKERS)]
+        x, y = positions[label == each].T
+        plot.scatter(x, y, s=size, alpha=0.75, linewidths=0, color=colors[each], marker=marker)
     plot.margins(0.08)
+    plot.autoscale_view()  # now, so that names can be measured
+    box = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "boxstyle": "round,pad=0.1"}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "size": LETTERS, "weight": "bold", "bbox": box}
     texts = []
     for each in present:
         if each >= 0:
-            middle = np.median(positions[label == each], axis=0)
-            box = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "boxstyle": "round,pad=0.1"}
-            look = {"ha": "center", "va": "center", "size": LETTERS, "weight": "bold", "bbox": box, "parse_math": False}
-            texts.append(plot.text(*middle, names[each], color=colors[each], **look))
+            x, y = np.median(positions[label == each], axis=0)
+            texts.append(plot.text(x, y, names[each], color=colors[each], parse_math=False, **look))
     boxes = np.array([text.get_window_extent().bounds for text in texts]).reshape(-1, 4)
     middles = separated(boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:])
     for text, position in zip(texts, plot.transData.inverted().transform(middles), strict=True):
