@@ -1,13 +1,13 @@
-"""Many runs in one table: read from their folders, whatever state they are in; nothing is known beforehand."""
+"""Tables and one page of many runs, read from their folders in whatever state they are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich import table as rich
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as ConsoleTable
 
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_text
@@ -22,7 +22,7 @@ from vidssl.tasks import TASKS, Task
 @TASKS.register("report")
 @dataclass(frozen=True)
 class Report(Task):
-    runs: str | None  # null: the folder of this run, behind other tasks
+    runs: str | None  # null: the folder of this run, after other tasks
     baseline: str | None
 
     def problems(self) -> list[str]:
@@ -51,7 +51,7 @@ class Report(Task):
 def show_report(folder: Path, baseline: str | None = None, current: Path | None = None) -> list[Setting]:
     """Print the table of all runs under a folder; write it to report.md, report.csv and report.html in there.
 
-    baseline: in place of the one that the sweep names. current: the run that writes the report.
+    baseline: in place of the one named by the sweep. current: folder of the run that writes the report.
     """
     settings = read_settings(folder, current)
     if not settings:
@@ -61,44 +61,44 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     if about.baseline not in [setting.label for setting in settings]:
         about = replace(about, baseline=None)
 
-    sheets = [tables.by_run(settings)]
+    shown = [tables.by_run(settings)]
     if is_single(settings) and (whole := tables.every_metric(settings[0].runs[0])).rows:
-        sheets.append(whole)
+        shown.append(whole)
     if about.baseline is not None and len(settings) > 1:
-        sheets.append(tables.differences(settings, about.baseline))
+        shown.append(tables.differences(settings, about.baseline))
     folds = by_folds(settings)
     if folds:
-        sheets.append(tables.over_folds(folds))
+        shown.append(tables.over_folds(folds))
     changed, meanings = conditions.summary(settings)
     if changed is not None:
-        sheets.append(changed)
+        shown.append(changed)
     if about.published is not None:
-        sheets.append(tables.beside_published(settings, about.published))
+        shown.append(tables.beside_published(settings, about.published))
     partial = tables.not_of_all_videos(settings)
     if partial.rows:
-        sheets.append(partial)
+        shown.append(partial)
     undone = tables.not_done(settings)
     if undone.rows:
-        sheets.append(undone)
+        shown.append(undone)
     legend = [f"{COLUMNS[name].title}: {COLUMNS[name].meaning}" for name in column_names(settings)]
     legend += meanings
 
-    told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    write_text(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
+    notes = [tables.summary(settings), about.note] if undone.rows else [about.note]
+    write_text(folder / "report.md", tables.markdown(shown, legend, "\n\n".join(filter(None, notes))))
     write_text(folder / "report.csv", tables.every_run(settings))
-    write_text(folder / "report.html", page(folder, settings, sheets, legend, about))
-    _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
+    write_text(folder / "report.html", page(folder, settings, shown, legend, about))
+    _print(shown, [*legend, *filter(None, notes), str(folder / "report.html")])
     return settings
 
 
-def _print(sheets: list[Table], lines: list[str]) -> None:
+def _print(shown: list[Table], lines: list[str]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 100)
-    for sheet in sheets:
-        printed = rich.Table(title=escape(sheet.title), title_justify="left")
-        for title in sheet.head:
+    for table in shown:
+        printed = ConsoleTable(title=escape(table.title), title_justify="left")
+        for title in table.head:
             printed.add_column(escape(title), overflow="fold", no_wrap=title in ("seed", "status"))
-        for row in sheet.rows:
+        for row in table.rows:
             printed.add_row(*map(escape, row), end_section=row[1] == "mean")
         console.print(printed)
     for line in lines:
