@@ -32,10 +32,9 @@ MAY_IMPORT = {
     "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
     "preflight": GROUND | {"build", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
-    "reporting": {"records", "slurm"},
-    "pictures": {"reporting.axes"},
+    "report": {"records", "slurm"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
-    "tasks": GROUND | WINGS | {"build", "bench", "scores", "pictures", "reporting"},
+    "tasks": GROUND | WINGS | {"build", "bench", "scores", "report"},
     "app": GROUND
     | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
     | {"engine.device", "engine.log"},
@@ -53,7 +52,7 @@ MAY_IMPORT = {
         "check",
         "tasks",
     }
-    | {"reporting.plan", "data.video"},
+    | {"report.plan", "data.video"},
 }
 OWN_ROOM = {
     "data",
@@ -62,8 +61,7 @@ OWN_ROOM = {
     "methods",
     "engine",
     "evaluation",
-    "pictures",
-    "reporting",
+    "report",
     "bench",
     "tasks",
 }

@@ -21,7 +21,7 @@ from tests.conftest import DATA, HOME, LINEAR, PRETRAIN, launch, read_json
 from tests.test_app import outcome
 from tests.test_ranks import lines, wait_for
 from vidssl.command import DONE, FAILED, WRONG
-from vidssl.reporting.states import find_states
+from vidssl.report.states import find_states
 
 pytestmark = pytest.mark.slow
 SCRIPT = HOME / "tests/slurm/cluster.sh"

@@ -181,7 +181,7 @@ class SweepReport(Callback):
         """about: what stands in the sweep's file; vidssl.tasks.report reads it from there as well."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from vidssl.reporting.plan import write_plan
+        from vidssl.report.plan import write_plan
 
         swept = config.hydra.sweeper.get("params") or {}
         if _is_basic(config.hydra.sweeper) and not config.check_only:
