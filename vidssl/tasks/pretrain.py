@@ -13,7 +13,7 @@ from vidssl.clips import Batch
 from vidssl.data.dataset import collate
 from vidssl.engine.checkpoint import save_backbone
 from vidssl.learner import Learner
-from vidssl.pictures.strips import contact_sheet
+from vidssl.report.frames import contact_sheet
 from vidssl.tasks import TASKS, Task
 
 PICTURED = 4  # videos whose clips are shown, at most
