@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all compare check format clean
 
 help:            ## these lines
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -15,6 +15,9 @@ test: .venv/ready ## the fast tests (under 4 minutes on 2 cores)
 
 test-all: .venv/ready ## all tests; those on a SLURM need root and tests/slurm/cluster.sh install
 	$(BIN)/python -m pytest
+
+compare: .venv/ready ## ours against other loaders and released forms (15 minutes); ARGS="data --files DIR" for a part
+	$(BIN)/python -m tests.compare $(ARGS)
 
 check: .venv/ready ## lint and formatting
 	$(BIN)/ruff check .

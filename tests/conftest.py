@@ -11,15 +11,17 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch.py has it: many processes share two processors
 
 import av
+import av.stream
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,32 @@ def make_video(
             frame.pts, frame.time_base = i if times is None else times[i], Fraction(1, rate)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    return path
+
+
+def make_streams(
+    path: Path, *streams: tuple, marks: Mapping[int, av.stream.Disposition] = MappingProxyType({})
+) -> Path:
+    """A file with video streams of (codec, (height, width), frames); marks: stream -> disposition."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as out:
+        encoders = []
+        for number, (codec, (height, width), _) in enumerate(streams):
+            encoder = out.add_stream(codec, rate=25)
+            encoder.width, encoder.height = width, height
+            encoder.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            encoder.codec_context.thread_count = 1
+            if number in marks:
+                encoder.disposition = marks[number]
+            encoders.append(encoder)
+        for time in range(max(frames for _, _, frames in streams)):
+            for encoder, (_, size, frames) in zip(encoders, streams, strict=True):
+                if time < frames:
+                    frame = av.VideoFrame.from_ndarray(moving_picture(time, *size), format="rgb24")
+                    frame.pts, frame.time_base = time, Fraction(1, 25)
+                    out.mux(encoder.encode(frame))
+        for encoder in encoders:
+            out.mux(encoder.encode(None))
     return path
 
 

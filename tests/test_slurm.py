@@ -20,7 +20,7 @@ import torch
 from tests.conftest import DATA, HOME, LINEAR, PRETRAIN, launch, read_json
 from tests.ranks.test_processes import lines, wait_for
 from tests.run.test_app import outcome
-from vidssl.reporting.states import find_states
+from vidssl.report.states import find_states
 from vidssl.run.command import DONE, FAILED, WRONG
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
 import types
@@ -39,7 +40,34 @@ class Within:
         above = number >= low if self.interval[0] == "[" else number > low
         return above and (number <= high if self.interval[-1] == "]" else number < high)
 
+    def problems(self, number: float, key: str) -> list[str]:
+        return [] if self.allows(number) else [f"{key}={number}: must lie in {self.interval}"]
 
+    def __str__(self) -> str:
+        return f"in {self.interval}"
+
+
+class OnDisk:
+    """A text that names a file or folder; ~ and ~user in front stand for home folders."""
+
+    def problems(self, path: str, key: str) -> list[str]:
+        if path.startswith("~") and expand_home(path) == path:
+            user = path.split("/")[0]
+            return [f"{key}={path}: {user} is no user's home here; a folder of this name is ./{path}"]
+        return []
+
+    def __str__(self) -> str:
+        return "that is a path"
+
+
+def expand_home(path: str) -> str:
+    """The path with ~ and ~user in front replaced; as it is where there is no such user."""
+    return os.path.expanduser(path)
+
+
+LARGEST = 2**63 - 1  # what a tensor's int64 holds
+FilePath = Annotated[str, OnDisk()]  # vidssl.run.words lists the names of the keys
+Seed = Annotated[int, Within("[0, 4294967295]")]  # 32 bits, which every random generator takes
 PositiveInt = Annotated[int, Within("[1, inf)")]
 NonNegativeInt = Annotated[int, Within("[0, inf)")]
 UnitInterval = Annotated[float, Within("[0, 1]")]
@@ -139,11 +167,16 @@ def schema(make: Callable) -> dict[str, Any]:
 
 
 def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str]:
-    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range."""
-    known, problems = schema(make), []
+    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range.
+
+    make.removed: options of earlier versions -> what to do instead.
+    """
+    known, problems, removed = schema(make), [], getattr(make, "removed", {})
     prefix = f"{key}." if key else ""
     for name, value in options.items():
-        if name not in known:
+        if name in removed:
+            problems.append(f"{prefix}{name}={value}: this key was removed; {removed[name]}")
+        elif name not in known:
             near = nearest(name, known)
             hint = f" Did you mean {prefix}{near}?" if near else ""
             problems.append(f"{prefix}{name}={value}: unknown key.{hint} Allowed keys: {', '.join(sorted(known))}")
@@ -157,6 +190,8 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
     """Problems of one value."""
     if value == MISSING:
         return [f"{key}: missing; give {key}=..."]
+    if isinstance(value, str) and not value.strip() and annotation is not Any:
+        return [f"{key}: empty; a shell variable that is not set leaves it so; give {key}=... or leave the word out"]
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return []
@@ -164,9 +199,9 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if isinstance(inner[1], Registry):
             return inner[1].check(value, key)
         problems = check_value(value, inner[0], key)
-        if not problems and value is not None and not inner[1].allows(value):
-            problems = [f"{key}={value}: must lie in {inner[1].interval}"]
-        return problems
+        if value is None or (problems and not (isinstance(inner[1], Within) and _is_number(value))):
+            return problems
+        return inner[1].problems(value, key) or problems
     if origin in (Union, types.UnionType):
         if value is None and type(None) in inner:
             return []
@@ -190,20 +225,26 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if not isinstance(value, dict):
             return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
         return check_options(annotation, value, key)
+    if annotation in (int, float) and _is_number(value) and not abs(value) <= LARGEST:  # so neither nan
+        return [f"{key}={value}: must be {_describe(annotation)} of at most {LARGEST}"]
     fits = {
         bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        int: isinstance(value, int) and _is_number(value),
+        float: _is_number(value),
         str: isinstance(value, str),
         dict: isinstance(value, dict),
     }[annotation]
     return [] if fits else [f"{key}={value}: must be {_describe(annotation)}"]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _describe(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return f"{_describe(inner[0])} in {inner[1].interval}"
+        return f"{_describe(inner[0])} {inner[1]}"
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in inner)
     if origin is Literal:
@@ -227,10 +268,10 @@ def _read(value: Any, annotation: Any) -> Any:
     if value is None or annotation is Any:
         return value
     if origin is Annotated:
-        return value if isinstance(inner[1], Registry) else _read(value, inner[0])
+        return expand_home(value) if isinstance(inner[1], OnDisk) else _read(value, inner[0])
     if origin in (Union, types.UnionType):
         fitting = [option for option in inner if option is not type(None) and not check_value(value, option, "")]
-        return _read(value, fitting[0])
+        return _read(value, fitting[0]) if fitting else value
     if origin in (list, tuple):
         kinds = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
         return tuple(_read(item, kind) for item, kind in zip(value, kinds, strict=True))

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import PRETRAIN, launch, make_video, read_json
+from tests.conftest import PRETRAIN, launch, make_streams, make_video, read_json
 from vidssl.clips import ClipPlan, View
 from vidssl.data import cache
 from vidssl.data.cache import Form, with_copies
 from vidssl.data.dataset import ClipDataset
 from vidssl.data.manifest import Listing, Manifest, Video, read_manifest
 from vidssl.data.spatial import RandomResized
-from vidssl.data.video import VideoError, decode, read_frames
+from vidssl.data.video import VideoError, decode, filter_graph, probe, read_frames
 
 FORMS = (Form("mjpeg", 48), Form("raw", 48), Form("fastdecode", 48))
 
@@ -59,6 +59,29 @@ def test_copies_hold_the_originals_pictures_under_their_numbers(form: Form, fold
         for time in range(2, index.frames - 2, 7):
             near = [psnr(found[time], small[other]) for other in range(time - 2, time + 3)]
             assert np.argmax(near) == 2, "the wanted picture, not one beside it"
+
+
+def test_interlaced_frames_are_scaled_whole_as_ffmpeg_does(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 8, g="4", **{"x264-params": "tff=1"})
+    originals = scanned(tmp_path, "a.mp4")
+    copies = with_copies(originals, Form("raw", 48), tmp_path / "copies")
+    frame, copied = (dict(decode(m.path(0), [5], m.index(0)))[5] for m in (originals, copies))
+    assert frame.interlaced_frame
+    graph = filter_graph(frame, ("scale", "64:48:flags=area"), ("format", "yuv420p"))
+    graph.push(frame)
+    np.testing.assert_array_equal(copied.to_ndarray(), graph.pull().to_ndarray())
+
+
+def test_a_copy_of_another_stream_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form, root, make, made = Form("raw", 48), tmp_path / "videos", cache._make, []
+    monkeypatch.setattr(cache, "_make", lambda job: made.append(job.row) or make(job))
+    make_streams(root / "film.mkv", ("libx264", (48, 64), 24), ("libx264", (96, 128), 24))
+    first = probe(make_streams(tmp_path / "first.mkv", ("libx264", (48, 64), 24)))
+    earlier = json.dumps(first.to_row()).encode()  # as an earlier version scanned the file
+    with_copies(Manifest(root, [Video("film.mkv")], (), [earlier]), form, tmp_path / "copies")
+    for _ in range(2):
+        with_copies(scanned(root, "film.mkv"), form, tmp_path / "copies")
+    assert [row.get("stream") for row in made] == [None, 1], "once more, and only once"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_video
+from tests.conftest import make_streams, make_video
 from vidssl.data import manifest
 from vidssl.data.manifest import INDEX_NAME, Listing, Video, index_file, read_manifest, scan, summary
 
@@ -60,6 +60,26 @@ def test_a_second_scan_opens_nothing_and_changed_files_are_scanned_again(
     os.utime(folder / "long.mp4", ns=(1, 1))
     scan(listing(folder))
     assert opened == ["long.mp4"]
+
+
+def test_an_older_index_holds_but_for_videos_that_it_would_leave_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_streams(folder / "film.mkv", ("mjpeg", (24, 32), 1), ("libx264", (96, 128), 40))
+    videos = Listing(folder, [Video(name) for name in ("long.mp4", "short.mp4", "text.mp4", "film.mkv")])
+    rows = scan(videos)
+    rows["film.mkv"]["video"] = {"frames": 1, "numbering": "pts", "codec": "mjpeg"}  # its preview
+    file = folder / INDEX_NAME
+    file.write_text("".join(json.dumps(row | {"format": 1}) + "\n" for row in rows.values()))
+    opened, probe = [], manifest.probe
+    monkeypatch.setattr(manifest, "probe", lambda path: opened.append(path.name) or probe(path))
+    found = read_manifest(videos, window=16, drop=("short",))
+    assert [video.path for video in found.videos] == ["long.mp4", "film.mkv"]
+    assert found.index(1).frames == 40
+    assert sorted(opened) == ["film.mkv", "short.mp4", "text.mp4"]
+    opened.clear()
+    read_manifest(videos, window=16, drop=("short",))
+    assert opened == [], "once"
 
 
 def test_an_interrupted_scan_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

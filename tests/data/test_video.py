@@ -7,13 +7,15 @@ import random
 from pathlib import Path
 
 import av
+import av.filter
 import numpy as np
 import pytest
+from av.stream import Disposition
 
-from tests.conftest import make_video
-from vidssl.bench.material import pack
+from tests.compare.material import pack
+from tests.conftest import make_streams, make_video, moving_picture
 from vidssl.data import video
-from vidssl.data.video import VideoError, VideoIndex, decode, probe, read_frames
+from vidssl.data.video import ToRGB, VideoError, VideoIndex, decode, probe, read_frames
 
 
 def plainly(path: Path) -> list[np.ndarray]:
@@ -105,7 +107,7 @@ def test_far_pictures_are_reached_by_seeking_and_near_ones_are_not(
         path = make_video(tmp_path / name, 700, size=(48, 64), g="50")
         index, expected = probe(path), plainly(path)
         counted = []
-        monkeypatch.setattr(video, "_count", lambda path, wanted, seen=counted: seen.append(wanted) or iter(()))
+        monkeypatch.setattr(video, "_count", lambda path, wanted, stream, seen=counted: seen.append(wanted) or iter(()))
         for wanted in ([3, 5, 690, 699], [650], [100, 101, 460], [699]):
             found = dict(decode(path, wanted, index))
             assert sorted(found) == wanted, name
@@ -210,6 +212,125 @@ def test_damage_in_the_middle_is_told_with_the_number_of_good_pictures(tmp_path:
     path.write_bytes(content)
     with pytest.raises(VideoError, match=rf"{path}: decoding fails after \d+ pictures \(.*\)$"):
         read_frames(path, range(90))
+
+
+# -- several streams
+
+
+FILM, PREVIEW = ("libx264", (96, 128), 24), ("mjpeg", (24, 32), 1)
+
+
+def frames_of(path: Path, stream: int) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams[stream])]
+
+
+SEVERAL = {
+    "a preview before the film": ([PREVIEW, FILM], 1),
+    "a preview after the film": ([FILM, PREVIEW], 0),
+    "a preview that is larger": ([("mjpeg", (480, 640), 1), FILM], 1),
+    "three frames before the film": ([("libx264", (96, 128), 3), FILM], 1),
+    "two previews": ([PREVIEW, PREVIEW, FILM], 2),
+    "the larger film first": ([FILM, ("libx264", (48, 64), 24)], 0),
+}
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "avi"])
+@pytest.mark.parametrize("shape", SEVERAL)
+def test_of_several_streams_the_film_is_read(shape: str, kind: str, tmp_path: Path) -> None:
+    streams, film = SEVERAL[shape]
+    path = make_streams(tmp_path / f"a.{kind}", *streams)
+    index, expected = probe(path), frames_of(path, film)
+    assert (index.stream, index.frames, index.damage) == (film, 24, None)
+    for wanted in ([0], [23], [3, 11, 19]):
+        np.testing.assert_array_equal(read_frames(path, wanted, index), [expected[number] for number in wanted])
+    assert VideoIndex.from_row(json.loads(json.dumps(index.to_row()))) == index
+
+
+def test_of_two_films_the_one_marked_as_default_is_read_then_the_larger_one(tmp_path: Path) -> None:
+    small = ("libx264", (48, 64), 24)
+    plain, default = Disposition(0), Disposition.default
+    marked = make_streams(tmp_path / "marked.mkv", FILM, small, marks={0: plain, 1: default})
+    assert probe(marked).width == 64
+    assert probe(make_streams(tmp_path / "plain.mkv", small, FILM, marks={0: plain, 1: plain})).width == 128
+    preview = make_streams(tmp_path / "preview.mkv", PREVIEW, FILM, marks={0: default, 1: plain})
+    assert probe(preview).frames == 24, "one frame is no film, whatever it is marked as"
+    cover = make_streams(tmp_path / "cover.mp4", PREVIEW, FILM, marks={0: Disposition.attached_pic})
+    assert (probe(cover).frames, probe(cover).stream) == (24, None), "a cover is no video stream"
+
+
+def test_a_stream_that_cannot_be_decoded_gives_way_to_one_that_can(tmp_path: Path) -> None:
+    path = make_streams(tmp_path / "a.mkv", ("mpeg2video", (192, 256), 24), FILM)
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    unknown = tmp_path / "unknown.mkv"
+    unknown.write_bytes(content.replace(b"V_MPEG2", b"V_XPEG2"))
+    assert (probe(unknown).width, probe(unknown).frames) == (128, 24)
+    garbled = bytearray(content)
+    for place, size in packets:
+        garbled[place + 12 : place + size] = bytes(size - 12)  # but not the container's own headers
+    path.write_bytes(garbled)
+    index = probe(path)
+    assert (index.width, index.frames, index.stream) == (128, 24, 1)
+    np.testing.assert_array_equal(read_frames(path, [20], index)[0], frames_of(path, 1)[20])
+
+
+def test_an_index_of_another_stream_is_not_believed(tmp_path: Path) -> None:
+    """As an earlier version made it, of the first stream and without its number."""
+    path = make_streams(tmp_path / "a.mkv", ("libx264", (48, 64), 24), FILM)
+    alone = probe(make_streams(tmp_path / "first.mkv", ("libx264", (48, 64), 24)))
+    assert alone.stream is None
+    np.testing.assert_array_equal(read_frames(path, [20, 4], alone), [frames_of(path, 1)[number] for number in (20, 4)])
+
+
+# -- colors
+
+
+def by_ffmpeg(path: Path) -> list[np.ndarray]:
+    """All frames as `ffmpeg -i path -pix_fmt rgb24` writes them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        source = graph.add_buffer(template=stream, time_base=stream.time_base)
+        graph.link_nodes(source, graph.add("scale"), graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        frames = []
+        for frame in container.decode(stream):
+            graph.push(frame)
+            frames.append(graph.pull().to_ndarray())
+        return frames
+
+
+COLORS = {
+    "ordinary.mp4": {},
+    "bt709.mp4": {"colorspace": "bt709"},
+    "full_range.mp4": {"color_range": "pc"},
+    "422.mp4": {"pixels": "yuv422p"},
+    "444_odd.mp4": {"pixels": "yuv444p", "size": (95, 127)},
+    "jpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "interlaced.mp4": {"x264-params": "tff=1"},
+    "interlaced.ts": {"codec": "mpeg2video", "flags": "+ildct+ilme"},
+    "10bit.mp4": {"pixels": "yuv420p10le"},
+    "10bit_2020.mp4": {"pixels": "yuv420p10le", "colorspace": "bt2020nc"},
+    "10bit_422.mp4": {"pixels": "yuv422p10le"},
+    "10bit_interlaced.mp4": {"pixels": "yuv420p10le", "x264-params": "tff=1"},
+    "odd.webm": {"codec": "libvpx-vp9", "cpu-used": "8", "size": (95, 127)},
+    "411.mkv": {"codec": "ffv1", "pixels": "yuv411p"},
+    "nv12.avi": {"codec": "rawvideo", "pixels": "nv12"},
+}
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_colors_are_those_of_ffmpegs_own_conversion(name: str, tmp_path: Path) -> None:
+    path = make_video(tmp_path / name, 6, **COLORS[name])
+    np.testing.assert_array_equal(read_frames(path, range(6)), by_ffmpeg(path))
+
+
+def test_a_frame_of_another_size_is_converted_too() -> None:
+    convert = ToRGB()
+    for size in ((32, 48), (64, 48)):
+        frame = av.VideoFrame.from_ndarray(moving_picture(0, *size), format="rgb24").reformat(format="yuv420p10le")
+        assert (convert(frame).height, convert(frame).width) == size
 
 
 # -- other people's files

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from vidssl.evaluation import bias
 from vidssl.evaluation.metrics import prefers_motion
 from vidssl.evaluation.probe import logistic
-from vidssl.reporting.conditions import follows
+from vidssl.report.conditions import follows
 
 COUNT = 400
 

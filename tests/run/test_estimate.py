@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from tests.conftest import HOME, LINEAR, PRETRAIN, composed, launch, read_lines, slow
 from vidssl.backbones.blocks import BACKBONES
-from vidssl.bench.step import count_flops
+from vidssl.bench import step
 from vidssl.build import Run
 from vidssl.engine.log import Log
 from vidssl.evaluation.classifier import Classifier
@@ -94,7 +95,9 @@ def test_a_step_counted_without_values_is_a_step_of_the_trainer(name: str, backb
         contrast = {**contrast, "fill_steps": 0}
     at_once = {**config, "method": {**config["method"], "contrast": contrast} if contrast else config["method"]}
     run = Run(at_once, tmp_path, Log(tmp_path), torch.device("cpu"))
-    counted = count_flops(bench.step(run, at_once["method"]))
+    setting = step.Setting.of(run, bench, at_once["method"])
+    trainer = step.untrained(setting)
+    counted = step.count_flops(step.stepping(trainer, repeat(step.random_clips(setting, trainer.learner))))
     assert sum(costs.step_flops(learner, 2, task.clip_frames, task.crop_size)) == counted
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import DATA, LINEAR, PRETRAIN, launch, make_video, read_json
 from tests.engine.test_official import entries, wrapped
 from vidssl.evaluation.bias import CHANGES, SCORED
-from vidssl.reporting.conditions import ROWS
+from vidssl.report import conditions
 
 BIAS = ("task=bias", "output=run")
 ACCURACIES = {"top1", *(f"{name}_top1" for name in SCORED[1:])}
@@ -23,7 +23,7 @@ def figures(folder: Path, words: list[str]) -> dict[str, float]:
 
 
 def test_every_change_that_is_scored_has_a_row() -> None:
-    assert {row.change for row in ROWS} == {"", "swap", *SCORED[1:]}
+    assert {change.name for change in conditions.CHANGES} == {"", "swap", *SCORED[1:]}
     assert set(SCORED) < set(CHANGES)
 
 

@@ -23,7 +23,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from vidssl.data.manifest import INDEX_NAME, Manifest, index_file, read_rows, stamp
-from vidssl.data.video import VideoError, VideoIndex, decode, probe
+from vidssl.data.video import VideoError, VideoIndex, decode, filter_graph, probe
 
 ROWS = "copies.jsonl"  # in the folder of the copies, a line each
 
@@ -104,6 +104,8 @@ def with_copies(
     for number, video in enumerate(manifest.videos):
         source, target = manifest.root / video.path, folder / _name(video.path, form)
         row = {"format": 1, "path": video.path, "stamp": stamp(source)}
+        if b'"stream"' in manifest.rows[number]:  # one of several
+            row["stream"] = manifest.index(number).stream
         if not _is_made(known.get(video.path, {}), row, target):
             jobs.append(Job(source, manifest.rows[number], target, form, row))
     if jobs:
@@ -169,7 +171,7 @@ def _make(job: Job) -> dict:
 
 
 def _encode(source: Path, index: VideoIndex, target: Path, form: Form) -> None:
-    convert, shape = VideoReformatter(), None
+    convert, graph, shape = VideoReformatter(), None, None
     with av.open(str(target), "w") as out:
         stream = form.add_stream(out)
         stream.width, stream.height = form.size(index.width, index.height)
@@ -178,9 +180,15 @@ def _encode(source: Path, index: VideoIndex, target: Path, form: Form) -> None:
             shape = shape or (frame.width, frame.height)
             if shape != (frame.width, frame.height):
                 raise VideoError(f"{source}: frame {number} has another size than those before")
-            small = convert.reformat(
-                frame, stream.width, stream.height, format=form.pixels, interpolation="AREA", threads=1
-            )
+            if frame.interlaced_frame:  # PyAV's conversion would scale its fields apart
+                scale = f"{stream.width}:{stream.height}:flags=area"
+                graph = graph or filter_graph(frame, ("setfield", "prog"), ("scale", scale), ("format", form.pixels))
+                graph.push(frame)
+                small = graph.pull()
+            else:
+                small = convert.reformat(
+                    frame, stream.width, stream.height, format=form.pixels, interpolation="AREA", threads=1
+                )
             small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), PictureType.NONE
             out.mux(stream.encode(small))
         out.mux(stream.encode(None))

@@ -20,7 +20,7 @@ from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.manifest import allowance
 from vidssl.data.video import VideoError
 from vidssl.engine import distributed
-from vidssl.registry import NonNegativeInt, PositiveInt, UnitInterval, Within
+from vidssl.registry import FilePath, NonNegativeInt, PositiveInt, UnitInterval, Within
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class DataOptions:
     drop: list[Literal["damaged", "variable_rate", "rotated"]]  # kinds of videos to leave out everywhere
     most_damaged: UnitInterval  # of the videos (or five) may turn out damaged before a run stops
     most_missing: UnitInterval  # of a test split's listed videos (or five) may be missing or unusable
-    index_folder: str | None  # where indices are kept; null: beside the videos, or in the user's cache folder
+    index_folder: FilePath | None  # where indices are kept; null: beside the videos, or in the user's cache folder
     processes: NonNegativeInt  # that scan, render or make copies; 0: one for each processor
     cache: Literal["mjpeg", "raw", "fastdecode"] | None  # read small copies in place of the videos
     cache_short: Annotated[int, Within("[16, inf)")]  # length of the copies' short side
-    cache_folder: str | None  # where they are kept; null: beside the index
+    cache_folder: FilePath | None  # where they are kept; null: beside the index
 
 
 class Order:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from vidssl.data.video import VideoError, VideoIndex, probe
 
-FORMAT = 1
+FORMAT = 2  # 1: of several video streams the first was scanned, even if it was a preview of one frame
 INDEX_NAME = ".vidssl-index.jsonl"
 FLAWS = ("unreadable", "damaged", "short", "variable_rate", "rotated")
 
@@ -86,7 +86,7 @@ def read_manifest(
     window: frames that one clip spans; fewer are "short". cache: folder for the index; null: beside the videos.
     progress: shown the rows as they come. Unreadable videos are always left out.
     """
-    known = scan(listing, cache=cache, processes=processes, progress=progress)
+    known = scan(listing, window=window, cache=cache, processes=processes, progress=progress)
     kept, rows, flaws, left_out = [], [], {flaw: [] for flaw in FLAWS}, {}
     for video in listing.videos:
         row = known[video.path]
@@ -121,18 +121,22 @@ def _flaws(row: dict, window: int) -> Iterator[tuple[str, str]]:
 def scan(
     listing: Listing,
     *,
+    window: int = 2,
     cache: str | None = None,
     processes: int = 1,
     progress: Callable[[Iterator, int], Iterator] = lambda rows, total: rows,
 ) -> dict[str, dict]:
-    """path -> {"video": index} or {"error": why not}, for all listed videos."""
+    """path -> {"video": index} or {"error": why not}, for all listed videos.
+
+    window: rows of format 1 are scanned again if their video has fewer frames, as a preview has; a reader sees whether
+    the others are of the right stream.
+    """
     file = index_file(listing.root, cache)
     known = read_rows(file)
     paths = sorted({video.path for video in listing.videos})
     with ThreadPoolExecutor(16) as threads:  # network file systems answer slowly, but many at once
         stamps = dict(zip(paths, threads.map(lambda path: stamp(listing.root / path), paths), strict=True))
-    fresh = {p for p in paths if p in known and stamps[p] is not None and known[p].get("stamp") == stamps[p]}
-    due = [path for path in paths if path not in fresh]
+    due = [path for path in paths if path not in known or not _holds(known[path], stamps[path], window)]
     if due:
         file.parent.mkdir(parents=True, exist_ok=True)
         jobs = [(listing.root, path, stamps[path]) for path in due]
@@ -142,6 +146,13 @@ def scan(
                 out.flush()  # a row a write: an interrupted scan keeps what it has
                 known[row["path"]] = row
     return {path: known[path] for path in paths}
+
+
+def _holds(row: dict, stamp: list[int] | None, window: int) -> bool:
+    """Whether a row is still true of its file."""
+    if stamp is None or row.get("stamp") != stamp:
+        return False
+    return row["format"] == FORMAT or row.get("video", {}).get("frames", 0) >= window
 
 
 def index_file(root: Path, cache: str | None = None) -> Path:
@@ -167,7 +178,7 @@ def read_rows(file: Path) -> dict[str, dict]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row.get("format") == FORMAT:
+        if row.get("format") in (1, FORMAT):
             rows[row["path"]] = row
     return rows
 

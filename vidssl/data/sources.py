@@ -20,7 +20,7 @@ from vidssl.data.folders import SUFFIXES, existing_folder, has_video_suffix, wal
 from vidssl.data.labels import Numbering, SplitClasses, printable, without_video
 from vidssl.data.lists import Row
 from vidssl.data.manifest import Listing, Video
-from vidssl.registry import ConfigError, Registry, UnitInterval, Within
+from vidssl.registry import ConfigError, FilePath, Registry, UnitInterval, Within
 
 SOURCES = Registry("dataset", "vidssl.data")
 
@@ -28,7 +28,7 @@ Fold = Annotated[int, Within("[1, 3]")]
 
 
 @SOURCES.register("ucf101")
-def ucf101(split: str, *, root: str, fold: Fold, annotations: str | None) -> Listing:
+def ucf101(split: str, *, root: FilePath, fold: Fold, annotations: FilePath | None) -> Listing:
     """UCF101 (Soomro et al., 2012): 13,320 videos, 101 classes, three folds.
 
     Looks for trainlist0N.txt and testlist0N.txt anywhere under the root (or `annotations`), and for the videos they
@@ -44,7 +44,7 @@ def ucf101(split: str, *, root: str, fold: Fold, annotations: str | None) -> Lis
 
 
 @SOURCES.register("hmdb51")
-def hmdb51(split: str, *, root: str, fold: Fold, annotations: str | None) -> Listing:
+def hmdb51(split: str, *, root: FilePath, fold: Fold, annotations: FilePath | None) -> Listing:
     """HMDB51 (Kuehne et al., 2011): 6,766 videos, 51 classes, three folds of 70 and 30 videos a class.
 
     Looks for CLASS_test_splitN.txt anywhere under the root (or `annotations`); 1 in a line is train, 2 test, 0 neither.
@@ -72,7 +72,7 @@ def hmdb51(split: str, *, root: str, fold: Fold, annotations: str | None) -> Lis
 
 
 @SOURCES.register("diving48")
-def diving48(split: str, *, root: str, annotations: str | None) -> Listing:
+def diving48(split: str, *, root: FilePath, annotations: FilePath | None) -> Listing:
     """Diving48 with its V2 labels (Li et al., ECCV 2018): about 18,000 videos, 48 classes."""
     top = existing_folder(root)
     rows = {split: lists.diving48_rows(_find(annotations, f"Diving48_V2_{split}.json", top))}
@@ -81,7 +81,7 @@ def diving48(split: str, *, root: str, annotations: str | None) -> Listing:
 
 
 @SOURCES.register("kinetics400")
-def kinetics400(split: str, *, root: str, annotations: str | None) -> Listing:
+def kinetics400(split: str, *, root: FilePath, annotations: FilePath | None) -> Listing:
     """Kinetics-400 (Kay et al., 2017): class folders, or lists in one of two forms, each split in its own way.
 
     Lists are train and val (.csv or .txt): the official columns label, youtube_id, time_start, time_end, or lines
@@ -105,7 +105,7 @@ def kinetics400(split: str, *, root: str, annotations: str | None) -> Listing:
 
 
 @SOURCES.register("folder")
-def folder(split: str, *, root: str, test_share: UnitInterval) -> Listing:
+def folder(split: str, *, root: FilePath, test_share: UnitInterval) -> Listing:
     """Any videos. Subfolders train and test (or val), in any case, are the splits; folders within are classes.
 
     Without them all is train but for a `test_share` of the videos, chosen by their names. Videos that are in no folder
@@ -133,9 +133,9 @@ def folder(split: str, *, root: str, test_share: UnitInterval) -> Listing:
 def listed(
     split: str,
     *,
-    root: str,
-    train_list: str | None,
-    test_list: str | None,
+    root: FilePath,
+    train_list: FilePath | None,
+    test_list: FilePath | None,
     missing: Literal["error", "skip"],
 ) -> Listing:
     """Text files with a line a video: `path num_frames label`, `path label` or `path`, relative to the root.

@@ -21,7 +21,7 @@ import numpy as np
 
 from vidssl.data.manifest import Listing, Video
 from vidssl.data.sources import SOURCES
-from vidssl.registry import NonNegativeInt, PositiveInt, UnitInterval
+from vidssl.registry import FilePath, PositiveInt, Seed, UnitInterval
 
 SIDE = 64  # pixels
 SPLITS = ("train", "test", "test_swap", "test_cf")  # with seeds of their own
@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
 
 @SOURCES.register("synthetic")
 def synthetic(
-    split: str, *, root: str, train_videos: PositiveInt, test_videos: PositiveInt, data_seed: NonNegativeInt
+    split: str, *, root: FilePath, train_videos: PositiveInt, test_videos: PositiveInt, data_seed: Seed
 ) -> Listing:
     """Gray rings that look alike in every video and move in one of eight directions, the class, over a static
     background of each video's own. 64 x 64, 20 frames."""
@@ -76,11 +76,11 @@ DIRECTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "s
 def synthetic_scenes(
     split: str,
     *,
-    root: str,
+    root: FilePath,
     train_videos: PositiveInt,
     test_videos: PositiveInt,
     scene_bias: UnitInterval,
-    data_seed: NonNegativeInt,
+    data_seed: Seed,
 ) -> Listing:
     """Colored shapes with one of six motions that survive a mirror, the class, over a static background whose family
     equals the class with probability scene_bias. 64 x 64, 16 frames."""
@@ -112,7 +112,7 @@ def _masks(listing: Listing) -> Listing:
 
 def _listing(root: str, recipes: Sequence[Recipe], classes: Sequence[str]) -> Listing:
     videos = [Video(recipe.name, recipe.motion) for recipe in recipes]
-    return Listing(Path(root).expanduser(), videos, classes, recipes=recipes)
+    return Listing(Path(root), videos, classes, recipes=recipes)
 
 
 def _seed(data_seed: int, split: str, i: int) -> int:

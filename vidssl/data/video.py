@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 
 import av
+import av.filter
 import av.logging
 import av.stream
 import numpy as np
@@ -51,6 +53,7 @@ class VideoIndex:
     fps: float = 0.0  # average pictures per second; 0 if unknown
     rotation: int = 0  # degrees counter-clockwise that the file asks a player to turn the picture
     codec: str = ""
+    stream: int | None = None  # which of the file's streams this is; None: its only video stream
     variable_rate: bool = False
     damage: str | None = None  # what the scan found broken; pictures before it can still be read
 
@@ -102,11 +105,16 @@ def probe(path: str | os.PathLike) -> VideoIndex:
     streams whose packets do not tell the numbers are decoded whole, once.
     """
     with _Reader(path) as reader:
-        index = reader.scan()
+        index, others = reader.scan(), reader.others
+    for stream in others:
+        if index.width == 0:
+            with _Reader(path, stream) as reader:
+                index = reader.scan()
     if index.width == 0:
-        raise VideoError(f"{path}: not one picture can be decoded ({index.damage or _first_failure(path)[1]})")
+        reason = index.damage or _first_failure(path, index.stream)[1]
+        raise VideoError(f"{path}: not one picture can be decoded ({reason})")
     if index.numbering == "count" or index.damage:
-        frames, failure = _first_failure(path)
+        frames, failure = _first_failure(path, index.stream)
         index = replace(index, frames=frames, damage=index.damage or failure, variable_rate=False)  # not judged
     return index
 
@@ -137,14 +145,51 @@ def rgb_frames(
 
     rotate: turn the pictures as the file asks a player to do, where it asks for quarter turns.
     """
-    convert = VideoReformatter()
+    convert = ToRGB()
     turns = round(index.rotation / 90) % 4 if rotate else 0
     for number, frame in decode(path, wanted, index):
-        # one thread: starting a pool for each picture costs more than it saves
-        plane = convert.reformat(frame, format="rgb24", threads=1).planes[0]
+        plane = convert(frame).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         picture = rows[:, : plane.width * 3].reshape(plane.height, plane.width, 3)
         yield number, np.rot90(picture, turns) if turns else picture
+
+
+# Formats whose chroma FFmpeg does not interpolate: because there is no need, or where frames have even sides
+FULL_CHROMA = {"yuv444p", "yuvj444p"}
+REPEATED_CHROMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p"}
+
+
+class ToRGB:
+    """Conversion of frames to rgb24 with the values that FFmpeg's own conversion gives (`-pix_fmt rgb24`).
+
+    PyAV's conversion, which starts faster, interpolates the chroma of interlaced frames field by field and of 10-bit
+    4:2:0 with another filter; these and other rare formats go through FFmpeg's scale filter. One thread: starting a
+    pool for each frame costs more than it saves.
+    """
+
+    def __init__(self) -> None:
+        self.plain = VideoReformatter()
+        self.graph, self.graph_is_for = None, None
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        pixels, width, height = kind = frame.format.name, frame.width, frame.height
+        is_plain = pixels in REPEATED_CHROMA and not ((width | height) & 1 or frame.interlaced_frame)
+        if is_plain or pixels in FULL_CHROMA:
+            return self.plain.reformat(frame, format="rgb24", threads=1)
+        if kind != self.graph_is_for:
+            self.graph, self.graph_is_for = filter_graph(frame, ("format", "rgb24")), kind
+        self.graph.push(frame)
+        return self.graph.pull()
+
+
+def filter_graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
+    """FFmpeg's filters (name, arguments) in a row, for frames like this one."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    nodes = [graph.add(name, arguments) for name, arguments in filters]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+    return graph
 
 
 def decode(
@@ -169,7 +214,7 @@ def decode(
         except av.FFmpegError:
             pass  # the plain loop finds out whether the file is broken, and where
     if missing:
-        yield from _count(path, missing)
+        yield from _count(path, missing, index.stream)
 
 
 def _jump(
@@ -179,7 +224,9 @@ def _jump(
 
     wanted: ascending.
     """
-    with _Reader(path) as reader:
+    with _Reader(path, index.stream) as reader:
+        if reader.number != index.stream:
+            return  # the index was made when the first stream was read, whatever it was
         packets = reader.numbered_packets(index)
         while wanted:
             key = index.key_before(wanted[0])
@@ -192,11 +239,11 @@ def _jump(
             wanted = [number for number in wanted if number not in sent]
 
 
-def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _count(path: str | os.PathLike, wanted: Iterable[int], stream: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
     """The definition of a picture's number: decode everything from the start and count."""
     pending, decoded = set(wanted), 0
     try:
-        with _Reader(path) as reader:
+        with _Reader(path, stream) as reader:
             for frame in reader.container.decode(reader.stream):
                 if decoded in pending:
                     pending.remove(decoded)
@@ -205,15 +252,18 @@ def _count(path: str | os.PathLike, wanted: Iterable[int]) -> Iterator[tuple[int
                 if not pending:
                     return
     except av.FFmpegError as error:
-        _, cause = _first_failure(path)
+        _, cause = _first_failure(path, stream)
         raise VideoError(f"{path}: decoding fails after {decoded} pictures ({cause})") from error
     raise VideoError(f"{path}: picture {min(pending)} wanted, but the file ends after {decoded}")
 
 
 class _Reader:
-    """An open file, its first video stream, the highest number whose packet was read."""
+    """An open file, one of its video streams, the highest number whose packet was read.
 
-    def __init__(self, path: str | os.PathLike):
+    stream: which one; None: the only one, or the best of several.
+    """
+
+    def __init__(self, path: str | os.PathLike, stream: int | None = None):
         try:
             self.container = av.open(os.fspath(path), metadata_errors="ignore")
         except (OSError, ValueError) as error:
@@ -223,7 +273,12 @@ class _Reader:
             kinds = sorted({s.type for s in self.container.streams})
             self.container.close()
             raise VideoError(f"{path}: no video stream that can be decoded (streams: {', '.join(kinds) or 'none'})")
-        self.stream = streams[0]
+        self.stream, self.number, self.others = streams[0], None, []
+        if len(streams) > 1:
+            numbers = [each.index for each in streams]
+            ranked = [stream] if stream in numbers else _ranked(path, numbers)
+            self.number, *self.others = ranked
+            self.stream = self.container.streams[self.number]
         self.decoder = self.stream.codec_context
         self.decoder.thread_type = "NONE"  # a loader worker has one core
         self.position = 0
@@ -259,6 +314,7 @@ class _Reader:
         if is_avi and len(packets) < self.stream.frames:
             damage = f"the header promises {self.stream.frames} pictures, there are {len(packets)}"
         facts = {"fps": float(self.stream.average_rate or 0), "codec": self.decoder.name, "damage": damage}
+        facts["stream"] = self.number
         if first is not None:
             facts |= {"width": first.width, "height": first.height, "rotation": int(first.rotation)}
         if is_mpeg4:
@@ -381,17 +437,41 @@ class _Reader:
 SKIPS_EXACTLY = {"h264", "hevc"}
 INTRA = {"mjpeg", "rawvideo"}
 COVER_PICTURE = av.stream.Disposition.attached_pic
+FOR_THE_IMPAIRED = av.stream.Disposition.hearing_impaired | av.stream.Disposition.visual_impaired
+
+
+def _ranked(path: str | os.PathLike, numbers: Sequence[int]) -> list[int]:
+    """Numbers of video streams, the one to read first.
+
+    FFmpeg's criteria: marked as default, larger, of a higher bit rate, with more frames, earlier in the file. Its limit
+    of five frames is asked first, since MP4 muxers mark whatever comes first as default, even a preview of one frame.
+    """
+    with av.open(os.fspath(path), metadata_errors="ignore") as container:
+        streams, frames = [container.streams[number] for number in numbers], Counter()
+        try:
+            for packet in container.demux(streams):
+                frames[packet.stream.index] += packet.size > 0
+        except av.FFmpegError:
+            pass  # what can be read decides; the scan finds out what is broken
+
+        def rank(stream: av.VideoStream) -> tuple:
+            marked = bool(stream.disposition & av.stream.Disposition.default)
+            marked -= bool(stream.disposition & FOR_THE_IMPAIRED)
+            count, area = frames[stream.index], stream.width * stream.height
+            return min(count, 5), marked, area, stream.bit_rate or 0, count
+
+        return [stream.index for stream in sorted(streams, key=rank, reverse=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Causes
 
 
-def _first_failure(path: str | os.PathLike) -> tuple[int, str | None]:
+def _first_failure(path: str | os.PathLike, stream: int | None) -> tuple[int, str | None]:
     """(pictures that a plain decode loop returns, what ends it before the end of the file)."""
     decoded = 0
     try:
-        with av.logging.Capture() as log, _Talkative(), _Reader(path) as reader:
+        with av.logging.Capture() as log, _Talkative(), _Reader(path, stream) as reader:
             for _ in reader.container.decode(reader.stream):
                 decoded += 1
     except av.FFmpegError as error:

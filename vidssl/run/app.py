@@ -37,16 +37,16 @@ def main(
     launched = processes.adopt_launcher()
     if launched:
         config = processes.adopted(config)
-    problems = check(config) + records.folder_problems(config, output)
+    names, again = task_names(config), _reports_again(config, output)
+    problems = check(config) + ([] if again else records.folder_problems(config, output))
     if problems:
         raise ConfigError(problems)
-    names = task_names(config)
     if config["check_only"]:
         from vidssl.run.estimate import estimate
 
         print("\n".join(estimate(config, output)))
         return None
-    if records.is_done(output, names):
+    if records.is_done(output, names) and not again:
         print(f"{output}: this run is done, see result.json; output=OTHER starts anew")
         return _score(config, records.read_json(output / "result.json"), names)
     record = records.read_json(output / "run.json")
@@ -71,6 +71,15 @@ def main(
     return _score(config, result, names)
 
 
+def _reports_again(config: dict[str, Any], output: Path) -> bool:
+    """Whether the run is a report alone, in a folder that holds no other run: what it tells is new each time."""
+    from vidssl.run.check import task_names
+
+    return task_names(config) == ["report"] and records.read_json(output / "run.json").get("tasks", {}).keys() <= {
+        "report"
+    }
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain containers."""
     from omegaconf.errors import OmegaConfBaseException
@@ -78,7 +87,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {error.msg or error}") from None
+        reason = (
+            str(error.msg or error).splitlines()[0].rpartition(" raised while resolving interpolation: ")[2].strip('"')
+        )
+        raise ConfigError(f"{error.full_key or 'configuration'}: {reason}") from None
 
 
 def work(config: dict[str, Any], output: str, command: list[str], overrides: list[str]) -> dict[str, Any]:
@@ -131,7 +143,7 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     log = Log(folder, rank=distributed.rank())
     run = Run(config, folder, log, distributed.device(config["accelerator"]), config["checkpoint"])
     prepare(run.precision, run.device)
-    result = records.read_json(folder / "result.json")
+    result = {} if _reports_again(config, folder) else records.read_json(folder / "result.json")
     begun = records.read_json(folder / "run.json").get("tasks", {})
     _header(run)
     try:

@@ -23,9 +23,10 @@ from vidssl.ranks import slurm
 from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import (
     ConfigError,
-    NonNegativeInt,
+    FilePath,
     PositiveFloat,
     PositiveInt,
+    Seed,
     UnitInterval,
     check_options,
     read_options,
@@ -38,14 +39,14 @@ from vidssl.tasks.classify import Linear
 class RunOptions:
     """The keys that stand at the top of the configuration, besides the tasks' sections."""
 
-    seed: NonNegativeInt
+    seed: Seed
     devices: PositiveInt
     nodes: PositiveInt
     accelerator: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto"] | Precision
     compile: bool | Literal["graphs"]
-    output: str | None
-    checkpoint: str | None
+    output: FilePath | None
+    checkpoint: FilePath | None
     resume: Literal["auto", "never"]
     retry_failed: bool
     stop_after_minutes: PositiveFloat | None
@@ -73,7 +74,7 @@ def task_names(config: dict[str, Any]) -> list[str]:
 def adopt_backbone(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The configuration with the backbone that the checkpoint names, unless the user chose one."""
     chosen = any(word.lstrip("+").startswith(("backbone", "experiment", "sweeps")) for word in overrides)
-    if chosen or config.get("checkpoint") in (None, UNTRAINED):
+    if chosen or config.get("checkpoint") in (None, "", UNTRAINED):
         return config
     try:
         section = build.read_weights(config["checkpoint"]).section
@@ -119,6 +120,8 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     problems += _rates(config)
     problems += _checkpoint(config, tasks, known)
     problems += _chain(tasks)
+    if "report" in tasks:
+        problems += tasks["report"].folder_problems(config)
     if config["score"] is not None and config["score"].partition(".")[0] not in tasks:
         problems.append(f"score={config['score']}: must be TASK.FIGURE with one of the tasks {', '.join(tasks)}")
     return list(dict.fromkeys(problems))

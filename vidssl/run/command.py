@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidssl.engine.records import DONE, FAILED, STOPPED, WRONG
 from vidssl.engine.text import print_any_name
 from vidssl.ranks import slurm
-from vidssl.registry import ConfigError, nearest, unknown
+from vidssl.registry import ConfigError, expand_home, nearest, unknown
+from vidssl.run.words import globs_in_full, is_multirun, overrides, parsed, paths_as_typed, quoted, values_of
 
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
+LISTS = "a,b,c choice(a,b,c) range(1,5) glob(NAME*)"
+OF_HYDRA = (HydraException, OmegaConfBaseException)
+COMPOSING = (*OF_HYDRA, ValueError, TypeError)  # what Hydra raises while it composes; the last two for group=3
+SWEEPERS = {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad", "optuna")}  # packages that have them
 OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
 SEVERAL = (
     "torchrun or srun started this process as one rank of one run, which cannot be many runs; without them, devices=N "
@@ -45,26 +51,35 @@ def run(main: Callable[[], Any], home: Path) -> int:
         signal.signal(number, signal.default_int_handler)
     _failures.clear()
     _sweeps.clear()
-    if _is_multirun(sys.argv[1:]) and ("RANK" in os.environ or slurm.tasks() > 1):
+    if is_multirun(sys.argv[1:]) and ("RANK" in os.environ or slurm.tasks() > 1):
         return _refuse([SEVERAL])
     try:
-        sys.argv[1:] = expand(_settings_first(sys.argv[1:]), home)
-        problems = explain_sweep(sys.argv[1:], home)
-        if problems:
-            return _refuse(problems)
+        words = sys.argv[1:] = expand(paths_as_typed(_settings_first(sys.argv[1:])), home)
+        if any(isinstance(parsed(word), str) for word in overrides(words)):
+            return _refuse(explain(words, home))
+        if is_multirun(words) and not any(
+            word.startswith(("--", "-h", "-c")) and word != "--multirun" for word in words
+        ):
+            sys.argv[1:] = prepare_sweep(words, home)
         main()
         _finish()
-    except (HydraException, OmegaConfBaseException) as error:
-        problems = explain(sys.argv[1:], home) or [str(error)]
-        return _refuse(problems)
+    except ConfigError as error:
+        _failures.append((sys.argv[1:], error))
+    except COMPOSING as error:
+        problems = explain(sys.argv[1:], home)
+        if not problems and isinstance(error, OF_HYDRA):
+            problems = [" ".join(str(error).split())]
+        if problems:
+            return _refuse(problems)
+        _failures.append((sys.argv[1:], error))
     except KeyboardInterrupt:  # before a run could take the signal, or the second one
         print("stopped at once; the same command goes on from what is saved", file=sys.stderr)
         return STOPPED
     except Exception as error:  # a job's own errors are among the failures
         _failures.append((sys.argv[1:], error))
-    for overrides, error in _failures:
+    for chosen, error in _failures:
         if len(_failures) > 1:
-            print(f"failed: {' '.join(overrides)}", file=sys.stderr)
+            print(f"failed: {' '.join(chosen)}", file=sys.stderr)
         _tell(error)
     return max((_status(error) for _, error in _failures), key=(DONE, WRONG, FAILED).index, default=DONE)
 
@@ -113,23 +128,29 @@ def application(cfg: DictConfig) -> float | None:
     from vidssl.run.app import main
 
     hydra = HydraConfig.get()
-    output, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    os.chdir(hydra.runtime.cwd)  # hydra.job.chdir=true would give relative paths another meaning
+    output, chosen = Path(hydra.runtime.output_dir), _typed(hydra.overrides.task)
     try:
-        return main(cfg, output, sys.argv, overrides, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
+        return main(cfg, output, sys.argv, chosen, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
     except Exception as error:
         if type(error).__name__ == "Stopped":  # of vidssl.engine.distributed; a sweep ends here, too
             print(error, file=sys.stderr)
             raise SystemExit(STOPPED) from None
-        _failures.append((overrides, error))  # Hydra would end a sweep at its first failure
+        _failures.append((chosen, error))  # Hydra would end a sweep at its first failure
         return None
     finally:
         _remove_if_empty(output)
 
 
+def _typed(words: ListConfig) -> list[str]:
+    """As they are; Hydra's list would have ${...} in them replaced."""
+    return OmegaConf.to_container(words, resolve=False)
+
+
 def _remove_if_empty(folder: Path) -> None:
     """Hydra makes a run's folder before anybody has looked at the configuration."""
     here = Path.cwd()
-    while folder.is_dir() and not any(folder.iterdir()):
+    while folder != here and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
         if here not in folder.parents:
@@ -139,16 +160,21 @@ def _remove_if_empty(folder: Path) -> None:
 def register_resolvers() -> None:
     """Functions for values in conf/.
 
-    either: the first value unless it is null. tasks: the names of the chosen tasks. for_backbone: the value listed for
-    the run's backbone, else the second argument.
+    either: the first path unless it is null. below: a path as seen from a folder. tasks: the names of the chosen tasks.
+    for_backbone: the value listed for the run's backbone, else the second argument.
     """
-    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
+    OmegaConf.register_new_resolver("either", _either, replace=True)
+    OmegaConf.register_new_resolver("below", lambda path, top: os.path.relpath(expand_home(path), top), replace=True)
     OmegaConf.register_new_resolver("tasks", _task_names, replace=True)
     OmegaConf.register_new_resolver("for_backbone", _for_backbone, replace=True)
 
 
 def _for_backbone(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
     return values.get(_root_.backbone.name, otherwise)
+
+
+def _either(first: Any, second: Any) -> str:
+    return expand_home(str(second if first is None else first))
 
 
 def _task_names(*, _root_: DictConfig) -> str:
@@ -164,11 +190,11 @@ class SweepReport(Callback):
         """about: what stands in the sweep's file; vidssl.tasks.report reads it from there as well."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from vidssl.reporting.plan import write_plan
+        from vidssl.report.plan import write_plan
 
         swept = config.hydra.sweeper.get("params") or {}
-        choices = _choices(list(config.hydra.overrides.task), swept)
-        if choices is not None and not config.check_only:
+        if _is_basic(config.hydra.sweeper) and not config.check_only:
+            choices = _choices(_typed(config.hydra.overrides.task), swept, Path(os.environ["VIDSSL_HOME"]))
             varied = {"seed", *swept, *(key for key, words in choices.items() if len(words) > 1)}
             write_plan(Path(config.hydra.sweep.dir), [list(job) for job in product(*choices.values())], varied)
 
@@ -183,7 +209,7 @@ class SweepReport(Callback):
 
 def _settings_first(words: list[str]) -> list[str]:
     """`a=1 -m b=2` as `a=1 b=2 -m`; Hydra wants settings in one place."""
-    settings = _overrides(words)
+    settings = overrides(words)
     return settings + [word for word in words if word not in settings]
 
 
@@ -191,15 +217,15 @@ def expand(words: list[str], home: Path) -> list[str]:
     """Short forms as Hydra wants them.
 
     `optimizer=adamw` without a task means the first task of the run that has one: optimizer@pretrain.optimizer.
-    launcher.sbatch takes any key.
+    launcher.sbatch takes any key. glob() is replaced by the names that it matches.
     """
-    words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
+    words = globs_in_full([f"++{word}" if word.startswith(OPEN) else word for word in words], partial(_options, home))
     short = [word for word in words if word.split("=")[0] in OF_TASKS]
     if not short:
         return words
     try:
-        config = _compose([word for word in _overrides(words) if word not in short], home)
-    except (HydraException, OmegaConfBaseException):
+        config = _compose([word for word in overrides(words) if word not in short], home)
+    except COMPOSING:
         return words  # explained later
     expanded = []
     for word in words:
@@ -221,26 +247,32 @@ def explain(words: list[str], home: Path) -> list[str]:
             tasks = _options(home, "task")
             hint = f"; did you mean task={word}?" if word in tasks else ""
             problems.append(f"{word}: not of the form KEY=VALUE{hint}")
-    for word in _overrides(words):
-        override = _parsed(word)
+    for word in overrides(words):
+        override = parsed(word)
         if isinstance(override, str):
             problems.append(override)
             continue
         group = override.key_or_group
+        if instead := _instead_of(override.package or ""):
+            problems.append(f"{word}: this key was removed; {instead}")
+            continue
         options = _options(home, group)
+        if group == "hydra/sweeper":
+            problems += _missing_sweeper(word, override.value(), home)
         if not options or "." in group:
             values.append((word, override))
             continue
-        wrong = [name for name in _chosen(override) if name is not None and name not in options]
+        wrong = [name for name in _chosen(override) if name not in options and not override.is_delete()]
         for name in wrong:
-            problems.append(unknown(group, name, options))
+            none = f"{word}: chooses nothing; leave the word out, or ~{group} takes out what is chosen by itself"
+            problems.append(none if name is None else unknown(group, name, options))
         if wrong:
             near = [nearest(name, options) for name in wrong]
             if not all(near):
                 doubtful.append(group)
             elif len(_chosen(override)) == 1:
                 groups.append(f"{override.get_key_element()}={near[0]}")
-        elif override.is_sweep_override() and not _is_multirun(words):
+        elif override.is_sweep_override() and not is_multirun(words):
             choice = word.split("=", 1)[1]
             problems.append(f"{word}: several values; for a list quote it, '{group}=[{choice}]', for many runs add -m")
         else:
@@ -265,36 +297,102 @@ def explain(words: list[str], home: Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def explain_sweep(words: list[str], home: Path) -> list[str]:
-    """Every mistake in the jobs of a sweep that Hydra can compose, before the first of them works."""
-    if not _is_multirun(words) or any(word.startswith(("--", "-h", "-c")) and word != "--multirun" for word in words):
+def _missing_sweeper(word: str, name: Any, home: Path) -> list[str]:
+    try:
+        _compose([word], home)
         return []
-    words = _overrides(words)
-    swept = _compose(words, home, hydra=True).hydra.sweeper.get("params") or {}
-    choices = _choices(words, swept)
-    if choices is None:
-        return []  # Hydra says what is wrong
-    jobs, known = [_compose(list(job), home) for job in product(*choices.values())], {}
-    return list(dict.fromkeys(problem for job in jobs for problem in _check(job, known)))
+    except COMPOSING:
+        if name in SWEEPERS:
+            return [f"{word}: is in a package of its own; pip install {SWEEPERS[name]}"]
+        return [unknown("hydra/sweeper", name, ["basic", *SWEEPERS])]
 
 
-def _choices(words: list[str], swept: Mapping[str, Any]) -> dict[str, list[str]] | None:
+def prepare_sweep(words: list[str], home: Path) -> list[str]:
+    """The words of a sweep, with one folder for all of its runs.
+
+    Raises ConfigError with every mistake in its jobs, before the first works.
+    """
+    hydra = _compose(overrides(words), home, hydra=True).hydra
+    swept, is_basic = hydra.sweeper.get("params") or {}, _is_basic(hydra.sweeper)
+    words = _globs_of_file(swept, words, home) + words
+    choices = _choices(words, swept, home, discrete=is_basic)
+    if is_basic:
+        jobs = [list(job) for job in product(*choices.values())]
+    else:  # too many to try: each value once
+        first = {key: values[0] for key, values in choices.items()}
+        jobs = [list({**first, key: value}.values()) for key, values in choices.items() for value in values]
+    configs, known = [_compose(job, home) for job in jobs], {}
+    problems = [problem for config in configs for problem in _check(config, known)]
+    problems += _moving_folder(words, jobs, home)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return _with_folder(words, [config.output for config in configs], hydra.sweep, is_basic)
+
+
+def _globs_of_file(swept: Mapping[str, Any], words: list[str], home: Path) -> list[str]:
+    """Keys that a sweep's file sweeps with glob() and nobody typed, in full; Hydra would take _NAMES as well."""
+    typed = {word.partition("=")[0] for word in words}
+    globs = [f"{key}={values}" for key, values in swept.items() if "glob(" in str(values) and key not in typed]
+    return globs_in_full(globs, partial(_options, home))
+
+
+def _moving_folder(words: list[str], jobs: list[list[str]], home: Path) -> list[str]:
+    given = [word for word in words if word.startswith("hydra.sweep.dir=") and "${" in word]
+    if len({_compose([*job, *given], home, hydra=True).hydra.sweep.dir for job in jobs if given}) < 2:
+        return []
+    return [
+        f"{given[-1]}: would be another folder for each run; put what differs between them into hydra.sweep.subdir, "
+        "as in hydra.sweep.dir=OUT 'hydra.sweep.subdir=s${seed}'"
+    ]
+
+
+def _with_folder(words: list[str], outputs: list[str | None], sweep: DictConfig, is_basic: bool) -> list[str]:
+    """The words of a sweep; where output= differs between runs, with the folder above them all as the sweep's.
+
+    Raises ConfigError where that is none but the working directory.
+    """
+    if None in outputs or len(set(outputs)) < 2:
+        return words
+    try:
+        top = os.path.commonpath([expand_home(output) for output in outputs])
+    except ValueError:  # some absolute, some relative
+        top = ""
+    if top in ("", os.sep):
+        raise ConfigError(
+            f"output={outputs[0]} and output={outputs[1]}: the runs of a sweep need a folder of their own above them, "
+            "as in 'output=OUT/s${seed}', or hydra.sweep.dir=OUT 'hydra.sweep.subdir=s${seed}'"
+        )
+    subdir = "${below:${output},${hydra.sweep.dir}}"
+    if (
+        not is_basic
+        or len(set(outputs)) < len(outputs)
+        or any(word.startswith("hydra.sweep.subdir=") for word in words)
+    ):
+        subdir += f"/{OmegaConf.to_container(sweep)['subdir']}"
+    words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir="))]
+    return [f"hydra.sweep.dir={quoted(top)}", f"hydra.sweep.subdir={quoted(subdir)}", *words]
+
+
+def _is_basic(sweeper: DictConfig) -> bool:
+    """Whether all jobs of the sweep are known beforehand; an optimizing sweeper asks for one after the other."""
+    return sweeper._target_.endswith(".BasicSweeper")
+
+
+def _choices(words: list[str], swept: Mapping[str, Any], home: Path, *, discrete: bool = True) -> dict[str, list[str]]:
     """For each key the overrides that the jobs of a sweep get in turn, worded as Hydra words them; swept: by its file.
 
-    None if a word cannot be read, or for an optimizing sweeper, which does not know yet what it will ask for.
+    discrete: all of them; else an interval gives its ends. Raises ConfigError for what cannot be read.
     """
     choices: dict[str, list[str]] = {}
-    for word in [*(f"{key}={values}" for key, values in swept.items()), *words]:
-        override = _parsed(word)
-        if isinstance(override, str) or (override.is_sweep_override() and not override.is_discrete_sweep()):
-            return None
-        key = override.get_key_element()
-        if override.is_sweep_override():
-            values = list(override.sweep_string_iterator())
-        else:
-            values = [override.get_value_element_as_str()]
+    for word in [*(f"{key}={values}" for key, values in swept.items()), *overrides(words)]:
+        override = parsed(word, partial(_options, home))
+        if isinstance(override, str):
+            raise ConfigError(override)
+        if discrete and override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{word}: needs an optimizing sweeper, such as hydra/sweeper=optuna; allowed: {LISTS}")
         if not override.is_hydra_override():  # what is said last holds
-            choices[key] = [f"{key}={value}" for value in values]
+            key = override.get_key_element()
+            choices[key] = [f"{key}={value}" for value in values_of(override)]
     return choices
 
 
@@ -310,6 +408,8 @@ def _check(config: DictConfig, known: dict) -> list[str]:
 
 def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     first = key.split(".")[0]
+    if instead := _instead_of(key):
+        return f"{word}: this key was removed; {instead}"
     if first in _options(home, "task") and first not in config:
         tasks = [str(name) for name in config if name in _options(home, "task")]
         return f"{word}: {first} is not among this run's tasks; did you mean task=[{','.join([*tasks, first])}]?"
@@ -324,6 +424,15 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
 
 
+def _instead_of(key: str) -> str | None:
+    """What to do in place of a task's option of earlier versions."""
+    from vidssl.tasks import TASKS
+
+    task, _, option = key.partition(".")
+    removed = getattr(TASKS.get(task), "removed", {}) if task in TASKS.names() else {}
+    return removed.get(option.split(".")[0])
+
+
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for name in config:
         yield f"{prefix}{name}"
@@ -336,29 +445,10 @@ def _has(config: DictConfig, key: str) -> bool:
     return key in set(_keys(config)) or "[" in key
 
 
-def _overrides(words: list[str]) -> list[str]:
-    return [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-
-
 def _belongs_to_flag(word: str, words: list[str]) -> bool:
     """`job` of --cfg job, and the like."""
     place = words.index(word)
     return place > 0 and words[place - 1].startswith("-") and words[place - 1] not in ("-m", "--multirun", "--resolve")
-
-
-def _is_multirun(words: list[str]) -> bool:
-    return "-m" in words or "--multirun" in words or any(word.startswith("sweeps=") for word in words)
-
-
-def _parsed(word: str) -> Any:
-    """Hydra's reading of an override, or a line about what is wrong with it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
-        return f"{word}: cannot be read ({reason}); quote values with commas, brackets or spaces: 'KEY=[a,b]'"
 
 
 def _chosen(override: Any) -> list[Any]:
@@ -373,35 +463,34 @@ def _options(home: Path, group: str) -> list[str]:
     return sorted(file.stem for folder in folders for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
 
 
-def _compose_all(overrides: list[str], home: Path) -> tuple[DictConfig | None, list[str]]:
+def _compose_all(words: list[str], home: Path) -> tuple[DictConfig | None, list[str]]:
     """The configuration of those overrides that compose, and what is wrong with the others."""
     good, problems = [], []
     try:
-        return _compose(overrides, home), []
-    except (HydraException, OmegaConfBaseException):
+        return _compose(words, home), []
+    except COMPOSING:
         pass
-    for word in overrides:
+    for word in words:
         try:
             _compose([*good, word], home)
             good.append(word)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSING as error:
             problems.append(f"{word}: {' '.join(str(error).split())}")
     try:
         return _compose(good, home), problems
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSING as error:
         return None, [*problems, str(error)]
 
 
-def _compose(overrides: list[str], home: Path, *, hydra: bool = False) -> DictConfig:
+def _compose(words: list[str], home: Path, *, hydra: bool = False) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(home / "conf"), version_base="1.3"):
-        return compose("config", [_first_of_sweep(word) for word in overrides], return_hydra_config=hydra)
+        return compose("config", [_first_of_sweep(word) for word in words], return_hydra_config=hydra)
 
 
 def _first_of_sweep(word: str) -> str:
-    override = _parsed(word)
+    override = parsed(word)
     if isinstance(override, str) or not override.is_sweep_override():
         return word
-    values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    return f"{override.get_key_element()}={values[0]}" if values else word
+    return f"{override.get_key_element()}={values_of(override)[0]}"

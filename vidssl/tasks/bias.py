@@ -25,12 +25,10 @@ from vidssl.evaluation.features import of_all_ranks
 from vidssl.evaluation.metrics import hits, prefers_motion
 from vidssl.evaluation.probe import logistic
 from vidssl.registry import PositiveInt, Within
-from vidssl.reporting.conditions import figure, legend, table
-from vidssl.reporting.tables import markdown
+from vidssl.report.conditions import draw, legend, table
+from vidssl.report.tables import markdown
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs
-
-SVG = "http://www.w3.org/2000/svg"  # a file of its own has to name it
 
 Read = Callable[[Tensor], Tensor]  # map [B, C, t, h, w] -> scores [B, classes]
 Plain = Callable[[str], dict[str, Tensor]]  # split -> its pooled features, extracted once
@@ -247,5 +245,4 @@ class Bias(ClipOptions, Task):
         for title, *cells in [sheet.head, *sheet.rows]:
             run.log.say(f"  {title or sheet.title:37}{cells[0]:>24}{cells[1]:>10}{cells[2]:>11}")
         write_text(run.output / "bias.md", markdown([sheet], legend(figures), ""))
-        drawn = figure([("", [figures])]).replace("<svg ", f'<svg xmlns="{SVG}" ', 1)
-        write_text(run.output / "bias.svg", drawn)
+        write_text(run.output / "bias.svg", draw([("", [figures])]))

@@ -15,7 +15,7 @@ from vidssl.data.dataset import collate
 from vidssl.engine.checkpoint import save_backbone
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
-from vidssl.pictures.strips import contact_sheet
+from vidssl.report.frames import contact_sheet
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs, weights_bytes
 

@@ -1,21 +1,24 @@
-"""Many runs in one table: read from their folders, whatever state they are in; nothing is known beforehand."""
+"""Tables and one page of many runs, read from their folders in whatever state they are."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
 from vidssl.build import Run
 from vidssl.engine.checkpoint import write_text
-from vidssl.reporting import conditions, tables
-from vidssl.reporting.page import page
-from vidssl.reporting.plan import read_about
-from vidssl.reporting.runs import Setting, by_folds, count_states, is_single, read_settings
-from vidssl.reporting.tables import COLUMNS, Sheet, column_names
+from vidssl.registry import FilePath
+from vidssl.report import conditions, tables
+from vidssl.report.page import page
+from vidssl.report.plan import read_about
+from vidssl.report.runs import Setting, by_folds, count_states, is_single, read_settings
+from vidssl.report.tables import COLUMNS, Table, column_names
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs
 
@@ -23,7 +26,7 @@ from vidssl.tasks.costs import Cost, Costs
 @TASKS.register("report")
 @dataclass(frozen=True)
 class Report(Task):
-    runs: str | None  # null: the folder of this run, behind other tasks
+    runs: FilePath | None  # null: the folder of this run, after other tasks
     baseline: str | None
 
     def problems(self) -> list[str]:
@@ -43,20 +46,36 @@ class Report(Task):
     def estimate(self, name: str, costs: Costs) -> Cost:
         return Cost([f"{name}: report.md, report.csv and report.html in {self.runs or 'the folder of this run'}"])
 
+    def writes_into_output(self, config: dict[str, Any]) -> bool:
+        """Whether the report's files are for the folder that the user gave; else they are for that of the runs."""
+        return config["output"] is not None and not set(TASKS.names()) & config.keys() - {"report"}
+
+    def folder_problems(self, config: dict[str, Any]) -> list[str]:
+        if self.runs is None or self.writes_into_output(config) or os.access(self.runs, os.W_OK):
+            return []
+        return [
+            f"report.runs={self.runs}: this folder cannot be written; task=report alone with output=FOLDER writes there"
+        ]
+
     def __call__(self, run: Run) -> dict[str, float]:
         if not run.log.is_main:
             return {}
         folder = run.output if self.runs is None else Path(self.runs)
-        settings = show_report(folder, self.baseline, current=run.output)
+        target = run.output if self.writes_into_output(run.config) else folder
+        settings = show_report(folder, self.baseline, current=run.output, target=target)
         counts = count_states(settings)
         return {"settings": len(settings), "runs": counts.total() - counts["missing"], "done": counts["done"]}
 
 
-def show_report(folder: Path, baseline: str | None = None, current: Path | None = None) -> list[Setting]:
-    """Print the table of all runs under a folder; write it to report.md, report.csv and report.html in there.
+def show_report(
+    folder: Path, baseline: str | None = None, current: Path | None = None, target: Path | None = None
+) -> list[Setting]:
+    """Print the table of all runs under a folder; write it to report.md, report.csv and report.html.
 
-    baseline: in place of the one that the sweep names. current: the run that writes the report.
+    baseline: in place of the one named by the sweep. current: folder of the run that writes the report. target: folder
+    of the three files; None: that of the runs.
     """
+    target = target or folder
     settings = read_settings(folder, current)
     if not settings:
         return []
@@ -65,44 +84,44 @@ def show_report(folder: Path, baseline: str | None = None, current: Path | None 
     if about.baseline not in [setting.label for setting in settings]:
         about = replace(about, baseline=None)
 
-    sheets = [tables.by_run(settings)]
-    if is_single(settings) and (whole := tables.every_figure(settings[0].runs[0])).rows:
-        sheets.append(whole)
+    shown = [tables.by_run(settings)]
+    if is_single(settings) and (whole := tables.every_metric(settings[0].runs[0])).rows:
+        shown.append(whole)
     if about.baseline is not None and len(settings) > 1:
-        sheets.append(tables.differences(settings, about.baseline))
+        shown.append(tables.differences(settings, about.baseline))
     folds = by_folds(settings)
     if folds:
-        sheets.append(tables.over_folds(folds))
-    changed, meanings = conditions.sheet(settings)
+        shown.append(tables.over_folds(folds))
+    changed, meanings = conditions.summary(settings)
     if changed is not None:
-        sheets.append(changed)
+        shown.append(changed)
     if about.published is not None:
-        sheets.append(tables.beside_published(settings, about.published))
+        shown.append(tables.beside_published(settings, about.published))
     partial = tables.not_of_all_videos(settings)
     if partial.rows:
-        sheets.append(partial)
+        shown.append(partial)
     undone = tables.not_done(settings)
     if undone.rows:
-        sheets.append(undone)
+        shown.append(undone)
     legend = [f"{COLUMNS[name].title}: {COLUMNS[name].meaning}" for name in column_names(settings)]
     legend += meanings
 
-    told = [tables.summary(settings), about.note] if undone.rows else [about.note]
-    write_text(folder / "report.md", tables.markdown(sheets, legend, "\n\n".join(filter(None, told))))
-    write_text(folder / "report.csv", tables.every_run(settings))
-    write_text(folder / "report.html", page(folder, settings, sheets, legend, about))
-    _print(sheets, [*legend, *filter(None, told), str(folder / "report.html")])
+    notes = [tables.summary(settings), about.note] if undone.rows else [about.note]
+    write_text(target / "report.md", tables.markdown(shown, legend, "\n\n".join(filter(None, notes))))
+    write_text(target / "report.csv", tables.every_run(settings))
+    write_text(target / "report.html", page(folder, settings, shown, legend, about))
+    _print(shown, [*legend, *filter(None, notes), str(target / "report.html")])
     return settings
 
 
-def _print(sheets: list[Sheet], lines: list[str]) -> None:
+def _print(shown: list[Table], lines: list[str]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 100)
-    for sheet in sheets:
-        printed = Table(title=escape(sheet.title), title_justify="left")
-        for title in sheet.head:
+    for table in shown:
+        printed = ConsoleTable(title=escape(table.title), title_justify="left")
+        for title in table.head:
             printed.add_column(escape(title), overflow="fold", no_wrap=title in ("seed", "status"))
-        for row in sheet.rows:
+        for row in table.rows:
             printed.add_row(*map(escape, row), end_section=row[1] == "mean")
         console.print(printed)
     for line in lines:

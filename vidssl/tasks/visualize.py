@@ -27,18 +27,17 @@ from vidssl.evaluation.confusion import confusion, most_confused
 from vidssl.evaluation.kernels import by_offset, temporal_kernels, variation
 from vidssl.evaluation.metrics import nearest, unit
 from vidssl.evaluation.tsne import LEAST, tsne
-from vidssl.pictures import confusion as heat_map
-from vidssl.pictures import curves, kernels, neighbors, scatter
-from vidssl.pictures.animation import even, write_gif
-from vidssl.pictures.heat import overlay
-from vidssl.pictures.strips import Row, enlarged, frames_of, side_of, stack, strip
-from vidssl.registry import ConfigError, PositiveFloat, PositiveInt
-from vidssl.reporting.curves import read_curves
+from vidssl.registry import ConfigError, FilePath, PositiveFloat, PositiveInt
+from vidssl.report import confusion as heat_map
+from vidssl.report import curves, kernels, strips
+from vidssl.report.frames import enlarged, even, frames_of, side_of, stack, write_gif
+from vidssl.report.runs import read_curves
+from vidssl.report.scatter import scatter
+from vidssl.report.strips import Row, Tile, overlay, strip
 from vidssl.tasks import TASKS, Task
 from vidssl.tasks.costs import Cost, Costs
 
 Kind = Literal["inputs", "activations", "tsne", "confusion", "kernels", "neighbors", "curves"]
-EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> package
 FRAMES = 8  # of a clip on a sheet
 COMPANY = 8  # videos of which a method makes its inputs, at least: some mix videos with one another
 MISTAKES = 15  # listed beside a confusion matrix
@@ -65,8 +64,8 @@ class Visualize(ClipOptions, Task):
     kinds: tuple[Kind, ...]
     split: Literal["test", "train"]
     videos: PositiveInt
-    video: str | None
-    against: str | None
+    video: FilePath | None
+    against: FilePath | None
     clips: PositiveInt
     augmentation: Augmentation
     batch_size: PositiveInt
@@ -112,15 +111,14 @@ class Visualize(ClipOptions, Task):
         return Cost([*lines, f"  features of {line}"], flops)
 
     def problems(self) -> list[str]:
-        missing = [package for module, package in EXTRA.items() if find_spec(module) is None]
         problems = []
-        if missing:
-            problems.append(f"task=visualize: needs {' and '.join(missing)}; pip install 'vidssl[pictures]'")
+        if "tsne" in self.kinds and find_spec("sklearn") is None:
+            problems.append("visualize.kinds: tsne needs scikit-learn; pip install 'vidssl[pictures]' or leave it out")
         if not self.kinds:
             problems.append("visualize.kinds=[]: draws nothing; name one or more of inputs, activations, ...")
         if self.video is not None:
             try:
-                single(Path(self.video).expanduser())
+                single(Path(self.video))
             except VideoError as error:
                 problems.append(f"visualize.video={self.video}: {str(error).removeprefix(f'{self.video}: ')}")
         return problems
@@ -221,7 +219,7 @@ class Album:
         """Of the given video, or of some of the split. company: others go with a single video, to mix it with."""
         items = []
         if self.options.video is not None:
-            video = single(Path(self.options.video).expanduser())
+            video = single(Path(self.options.video))
             items.append(self.dataset(video, plan, augmentation, clip)[0, 0])
             if not len(items[0].clips):
                 raise ConfigError(f"visualize.video={self.options.video}: {items[0].failures[0][1]}")
@@ -316,7 +314,7 @@ class Album:
         if not feature.isfinite().all():
             raise Undrawable("some features are not finite")
         places = tsne(feature, perplexity=options.perplexity, seed=self.run.seed)
-        yield "tsne", scatter.scatter(places.numpy(), label.numpy(), self.classes)
+        yield "tsne", scatter(places.numpy(), label.numpy(), self.classes)
 
     def confusion(self) -> Pictures:
         if self.classifier is None:
@@ -356,13 +354,13 @@ class Album:
             tiles = []
             for place in near[row].tolist():
                 theirs = int(gallery["label"][place])
-                color = neighbors.UNKNOWN if label < 0 else (neighbors.SAME if theirs == label else neighbors.OTHER)
+                color = strips.UNKNOWN if label < 0 else (strips.SAME if theirs == label else strips.OTHER)
                 told = f"similarity {alike[row, place]:.2f}"
                 tiles.append(self.tile("train", int(gallery["index"][place]), told, color))
             rows.append((self.tile(options.split, int(queries["index"][number])), tiles))
-        yield "neighbors", neighbors.neighbors(rows)
+        yield "neighbors", strips.neighbors(rows)
 
-    def tile(self, split: str, number: int, below: str = "", color: str | None = None) -> neighbors.Tile:
+    def tile(self, split: str, number: int, below: str = "", color: str = "#ffffff") -> Tile:
         """The middle frame of a video, with its class or else its name."""
         videos = self.videos[split]
         dataset = self.dataset(videos, MIDDLE, self.options.augmentation, self.options)
@@ -372,13 +370,13 @@ class Album:
         middle = clips[1, :, clips.shape[2] // 2].float().div(255)
         label = videos.videos[number].label
         caption = printable(videos.classes[label] if label >= 0 else Path(videos.videos[number].path).stem)
-        return neighbors.Tile(enlarged(middle[None])[0], caption, below, color)
+        return Tile(enlarged(middle[None])[0], caption, below, color)
 
     def curves(self) -> Pictures:
         found = read_curves(self.run.output)
         if not found:
             raise Undrawable("no task of this run has trained for two logged steps or more")
-        yield "curves", curves.curves(found)
+        yield "curves", curves.overview(found)
 
 
 def pretraining(config: dict[str, Any], options: Visualize) -> tuple[Augmentation, ClipOptions]:
