@@ -174,7 +174,7 @@ def often(work: Callable[[], object]) -> Callable[[], None]:
 def following(setting: Setting) -> Callable[[], None]:
     network = embedder(setting).to(setting.device)
     key_encoder = MomentumEncoder(network, RELEASED.momentum)
-    return often(lambda: key_encoder.follow(network))
+    return often(lambda: key_encoder.update(network))
 
 
 def following_as_released(setting: Setting) -> Callable[[], None]:

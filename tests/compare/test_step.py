@@ -59,7 +59,7 @@ def test_the_contrast_and_the_slow_network_are_the_released_ones() -> None:
     key_encoder = MomentumEncoder(network, 0.9)
     slow = MomentumEncoder(network, 0.9).network
     nn.init.normal_(network.weight)
-    key_encoder.follow(network)
+    key_encoder.update(network)
     follow(slow, network, 0.9)
     torch.testing.assert_close(key_encoder.network.weight, slow.weight)
 

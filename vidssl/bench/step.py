@@ -234,7 +234,8 @@ def watch_stages(watch: Stopwatch, trainer: Trainer) -> None:
     watch.watch(trainer, "_forward_backward", "backward")
     watch.watch(trainer.optimizer, "step", "optimizer")
     watch.watch(learner, "views", "views")  # such as masks, and mixing
-    watch.watch(learner.augment, "forward", "color")
+    if isinstance(getattr(learner, "augment", None), nn.Module):
+        watch.watch(learner.augment, "forward", "color")
     watch.watch(learner, "forward", "loss")  # heads, contrast, and everything without a name of its own
     slow = [module for module in learner.modules() if isinstance(module, MomentumEncoder)]
     inside = {id(module) for key_encoder in slow for module in key_encoder.modules()}
@@ -244,7 +245,7 @@ def watch_stages(watch: Stopwatch, trainer: Trainer) -> None:
         if isinstance(module, Queue):
             watch.watch(module, "push", "queue")
         if isinstance(module, MomentumEncoder):
-            watch.watch(module, "follow", "ema")
+            watch.watch(module, "update", "ema")
 
 
 def matmul_tflops(device: torch.device, precision: str, *, times: int = 5) -> float:
