@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import pkgutil
 import sys
@@ -225,7 +226,9 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if not isinstance(value, dict):
             return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
         return check_options(annotation, value, key)
-    if annotation in (int, float) and _is_number(value) and not abs(value) <= LARGEST:  # so neither nan
+    if annotation is float and _is_number(value) and not math.isfinite(value):
+        return [f"{key}={value}: must be {_describe(annotation)}, and finite"]
+    if annotation is int and _is_number(value) and not abs(value) <= LARGEST:
         return [f"{key}={value}: must be {_describe(annotation)} of at most {LARGEST}"]
     fits = {
         bool: isinstance(value, bool),

@@ -93,7 +93,7 @@ def measure(setting: Setting, rounds: int) -> dict[str, float]:
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if rounds > 1 else seconds * 3
     metrics = {"seconds": median, "seconds_low": low, "seconds_high": high}
     metrics |= stages(trainer, step, rounds)
-    clips, rate = random_clips(setting, trainer.learner).count, matmul_tflops(setting.device, trainer.precision)
+    clips, rate = random_clips(setting, trainer.learner).count, matmul_tflops(setting.device, trainer.session.precision)
     reached = metrics["flop"] / median / 1e12
     metrics |= {"clips": float(clips), "clips_per_second": clips / median}
     return metrics | {"tflops": reached, "matmul_tflops": rate, "share_of_matmul": reached / rate}

@@ -81,10 +81,13 @@ def _is_ours(state: Any, path: Path) -> bool:
     return True
 
 
-def save_backbone(path: Path, backbone: nn.Module, section: dict[str, Any]) -> None:
-    """The backbone alone as safetensors, with the configuration section that builds it in the header."""
+def save_backbone(path: Path, backbone: nn.Module, section: dict[str, Any], clip: dict[str, Any] | None = None) -> None:
+    """The backbone alone as safetensors, with the configuration section that builds it in the header.
+
+    clip: format of the clips that it was trained on, see `clip_format`; stored, too.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    metadata = {"format": "pt", "backbone": json.dumps(section)}
+    metadata = {"format": "pt", "backbone": json.dumps(section), "clip": json.dumps(clip or {})}
     write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
 
@@ -99,6 +102,14 @@ class Weights:
     ignored: dict[str, str] = field(default_factory=dict)  # name that belongs to neither -> what it is
     unit: bool = False  # the classifier wants features of length 1
     classes: tuple[str, ...] = ()  # their names in the classifier's order; empty if the file does not say
+    clip: dict[str, Any] = field(default_factory=dict)  # format of the clips it was trained on, as far as the file says
+
+
+def clip_format(section: dict[str, Any]) -> dict[str, Any]:
+    """The format of a task's clips, of its section of the configuration: their size, and how they are normalized."""
+    color = (section.get("augmentation") or {}).get("color") or {}
+    sizes = {name: section[name] for name in ("clip_frames", "frame_stride", "crop_size") if name in section}
+    return sizes | {name: list(color[name]) for name in ("mean", "std") if name in color}
 
 
 def find_checkpoint(given: str | os.PathLike) -> Path:
@@ -121,7 +132,7 @@ def load_weights(given: str | os.PathLike) -> Weights:
     state, header = read_file(path)
     section = _section_in(header or {})
     if section is not None:
-        return Weights(state, {}, section, "vidssl backbone")
+        return Weights(state, {}, section, "vidssl backbone", clip=json.loads((header or {}).get("clip", "{}")))
     if header is None and _is_ours(state, path):
         return _of_state(state)
     released = read_official(state, path)
@@ -137,6 +148,7 @@ def _of_state(state: dict[str, Any]) -> Weights:
     return Weights(
         backbone, head, config["backbone"], f"vidssl {task} state", others,
         unit=config[task].get("normalize") == "unit", classes=tuple(state.get("classes", ())),
+        clip=clip_format(config[task]),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import Augmentation, Run
-from vidssl.engine.checkpoint import load_backbone, load_weights, save_backbone, write_atomically
+from vidssl.engine.checkpoint import clip_format, load_backbone, load_weights, save_backbone, write_atomically
 from vidssl.evaluation.classifier import Classifier
 from vidssl.registry import PositiveInt
 from vidssl.tasks import TASKS, Task
@@ -56,7 +56,7 @@ class Export(Task):
         figures = {"largest_difference": 0.0, "parameters": float(sum(p.numel() for p in backbone.parameters()))}
 
         file = run.output / "backbone.safetensors"
-        save_backbone(file, backbone, run.config["backbone"])
+        save_backbone(file, backbone, run.config["backbone"], clip_format(run.config["export"]))
         again = BACKBONES.build(run.config["backbone"]).eval()
         load_backbone(load_weights(file), again)
         self.compare(run, figures, file, again(clips), backbone(clips))

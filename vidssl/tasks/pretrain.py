@@ -12,7 +12,7 @@ from vidssl import build
 from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch
 from vidssl.data.dataset import collate
-from vidssl.engine.checkpoint import save_backbone
+from vidssl.engine.checkpoint import clip_format, save_backbone
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
 from vidssl.report.frames import contact_sheet
@@ -60,7 +60,8 @@ class Pretrain(TrainOptions, ClipOptions, Task):
         trainer.fit(loader, show)
         run.speed = trainer.meters.speed()
         if run.log.is_main:
-            save_backbone(run.output / "backbone.safetensors", learner.backbone, run.config["backbone"])
+            file, config = run.output / "backbone.safetensors", run.config
+            save_backbone(file, learner.backbone, config["backbone"], clip_format(config["pretrain"]))
         run.checkpoint = str(run.state_file("pretrain"))
         return trainer.last_scalars()
 
