@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import DATA, HOME, PRETRAIN, make_video, read_json
+from vidssl.backbones.blocks import BACKBONES
+from vidssl.engine.checkpoint import save_backbone
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -94,3 +97,24 @@ def test_a_backbone_a_data_set_and_a_metric_are_one_python_file_and_one_yaml_eac
     wrong = launched(copy, *data, "task=uniformity", "checkpoint=none", "uniformity.t=0", "backbone=plain")
     assert wrong.returncode == 2
     assert "uniformity.t=0: must lie in (0, inf)" in wrong.stderr
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (HOME / page).read_text(), re.M | re.S)
+
+
+def test_the_readmes_python_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, step = python_blocks("README.md")
+    section = {"name": "tiny", "width": 4}
+    (tmp_path / "runs").mkdir()
+    backbone = BACKBONES.build(section)
+    save_backbone(tmp_path / "runs/x", backbone, section, {"clip_frames": 8, "crop_size": 32})
+    make_video(tmp_path / "video.mp4", 30)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(features, names)
+    assert names["features"].shape == (backbone.out_channels,)
+    torch.manual_seed(0)
+    exec(step, names)
+    assert all(p.grad is None for p in names["method"].key_encoder.parameters())
+    assert any(p.grad.abs().max() > 0 for p in names["method"].backbone.parameters())
