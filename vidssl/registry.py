@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -64,7 +65,7 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)
 
 
-LARGEST = 2**63 - 1  # what a tensor's int64 holds
+LARGEST = {int: 2**63 - 1, float: sys.float_info.max}  # of int64 and float64
 FilePath = Annotated[str, OnDisk()]  # vidssl.run.words lists the names of the keys
 Seed = Annotated[int, Within("[0, 4294967295]")]  # 32 bits, which every random generator takes
 PositiveInt = Annotated[int, Within("[1, inf)")]
@@ -209,8 +210,9 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if not isinstance(value, dict):
             return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
         return check_options(annotation, value, key)
-    if annotation in (int, float) and _is_number(value) and not abs(value) <= LARGEST:  # so neither nan
-        return [f"{key}={value}: must be {_describe(annotation)} of at most {LARGEST}"]
+    largest = LARGEST.get(annotation) if _is_number(value) else None
+    if largest is not None and not abs(value) <= largest:  # nan is not, either
+        return [f"{key}={value}: must be {_describe(annotation)} of at most {largest}"]
     fits = {
         bool: isinstance(value, bool),
         int: isinstance(value, int) and _is_number(value),

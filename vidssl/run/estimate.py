@@ -162,7 +162,8 @@ def _part(config: dict[str, Any], name: str, data: Data) -> Part:
         case Extract():
             return _extracting(config, name, task, data)
         case Report():
-            return Part([f"{name}: report.md, report.csv and report.html in {task.runs or 'the folder of this run'}"])
+            folder = task.runs if task.runs and not task.writes_into_output(config) else "the folder of this run"
+            return Part([f"{name}: report.md, report.csv and report.html in {folder}"])
         case Bias():
             return _changed(config, task, data)
         case Visualize():
