@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 
 from vidssl.registry import (
     ConfigError,
+    FilePath,
     PositiveInt,
     Registry,
+    Seed,
     UnitInterval,
     Within,
     check_options,
@@ -143,3 +146,64 @@ def test_a_broken_file_takes_away_only_its_own_parts_and_is_named(
         things.get("bad")
     (problem,) = things.check({"name": "bad"}, "thing")
     assert "brokenroom.bad cannot be imported" in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "problem"),
+    [
+        (10**20, Seed, "must lie in [0, 4294967295]"),
+        (2**32, Seed, "must lie in [0, 4294967295]"),
+        (-1, Seed, "must lie in [0, 4294967295]"),
+        (float("nan"), Seed, "must lie in [0, 4294967295]"),
+        (True, Seed, "must be a whole number"),
+        ("1.0", Seed, "must be a whole number"),
+        (1.0, Seed, "must be a whole number"),
+        (2**63, PositiveInt, "must be a whole number of at most 9223372036854775807"),
+        (float("inf"), UnitInterval, "must lie in [0, 1]"),
+        (float("nan"), float, "must be a number of at most 1.79"),
+        (10**400, float, "must be a number of at most 1.79"),
+        (float("inf"), float, "must be a number of at most 1.79"),
+        (
+            "~no.such.user/x",
+            FilePath,
+            "~no.such.user is no user's home here; a folder of this name is ./~no.such.user/x",
+        ),
+    ],
+)
+def test_numbers_and_paths_that_nothing_can_take_are_refused(value: object, annotation: object, problem: str) -> None:
+    (told,) = check_value(value, annotation, "key")
+    assert told.startswith("key=")
+    assert problem in told
+
+
+@pytest.mark.parametrize("annotation", [str, FilePath, FilePath | None, PositiveInt, Literal["a", "b"], list[str]])
+def test_nothing_may_be_empty(annotation: object) -> None:
+    for empty in ("", "  "):
+        assert check_value(empty, annotation, "key")[0].startswith("key: empty; a shell variable that is not set")
+
+
+def test_a_home_folder_is_put_in_where_options_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+
+    def make(*, root: FilePath | None, files: list[FilePath], name: str) -> None: ...
+
+    read = read_options(make, {"root": "~/a=b", "files": ["~/x", "y"], "name": "~"})
+    assert read == {"root": "/home/me/a=b", "files": ("/home/me/x", "y"), "name": "~"}
+    assert read_options(make, {"root": None, "files": [], "name": "x"})["root"] is None
+
+
+def test_all_random_generators_take_the_largest_seed() -> None:
+    from vidssl.augment.counterfactual import frame_order
+    from vidssl.data.loader import Order
+    from vidssl.engine import distributed
+    from vidssl.evaluation.tsne import tsne
+
+    largest = 2**32 - 1
+    assert check_value(largest, Seed, "seed") == []
+    state = torch.get_rng_state()
+    distributed.seed_step(largest, 10**9)
+    torch.set_rng_state(state)
+    assert sorted(frame_order(8, largest, 10**6).tolist()) == list(range(8))
+    order = Order(8, 4, seed=largest, training=True)
+    assert sum(map(len, order)) == 8
+    tsne(torch.rand(8, 4), perplexity=2.0, seed=largest)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import os
 import pkgutil
 import sys
@@ -66,7 +65,7 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)
 
 
-LARGEST = 2**63 - 1  # what a tensor's int64 holds
+LARGEST = {int: 2**63 - 1, float: sys.float_info.max}  # of int64 and float64
 FilePath = Annotated[str, OnDisk()]  # vidssl.run.words lists the names of the keys
 Seed = Annotated[int, Within("[0, 4294967295]")]  # 32 bits, which every random generator takes
 PositiveInt = Annotated[int, Within("[1, inf)")]
@@ -226,10 +225,9 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if not isinstance(value, dict):
             return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
         return check_options(annotation, value, key)
-    if annotation is float and _is_number(value) and not math.isfinite(value):
-        return [f"{key}={value}: must be {_describe(annotation)}, and finite"]
-    if annotation is int and _is_number(value) and not abs(value) <= LARGEST:
-        return [f"{key}={value}: must be {_describe(annotation)} of at most {LARGEST}"]
+    largest = LARGEST.get(annotation) if _is_number(value) else None
+    if largest is not None and not abs(value) <= largest:  # nan is not, either
+        return [f"{key}={value}: must be {_describe(annotation)} of at most {largest}"]
     fits = {
         bool: isinstance(value, bool),
         int: isinstance(value, int) and _is_number(value),

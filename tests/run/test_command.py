@@ -181,3 +181,28 @@ def test_a_signal_before_any_work_stops_as_one_during_it(
         for name, handler in before.items():
             signal.signal(name, handler)
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_relative_paths_mean_what_they_mean_where_they_are_typed(tmp_path: Path) -> None:
+    for number in range(4):
+        make_video(tmp_path / "my videos=ü/run" / f"{number}.mp4", 10, size=(32, 32))
+    words = ["dataset=folder", "dataset.root=my videos=ü", "recipe=demo", "task=pretrain", "pretrain.batch_size=4"]
+    answer = launch([*words, "output=R&D #1", "hydra.job.chdir=true", "check_only=true"], tmp_path)
+    assert answer.status == DONE, answer.err
+    assert "R&D #1" in answer.out
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_empty_values_are_answered_with_their_likely_cause(multirun: list[str], tmp_path: Path) -> None:
+    empty = ["output", "dataset.root", "checkpoint", "seed", "data.index_folder"]
+    words = ["dataset=folder", "task=linear", *(f"{key}=" for key in empty), *multirun]
+    answer = launch(words, tmp_path)
+    assert answer.status == WRONG
+    lines = answer.err.splitlines()
+    for key in empty:
+        told = (
+            f"error: {key}: empty; a shell variable that is not set leaves it so; give {key}=... or leave the word out"
+        )
+        assert told in lines
+    assert len(lines) == len(empty)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".launched")] == []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import launch, read_json
+from tests.conftest import composed, launch, read_json
+from tests.report.conftest import linear, make_run
+from vidssl.run.check import check
 from vidssl.run.command import DONE
 
 SMOKE = (
@@ -69,3 +72,31 @@ def test_fames_table_runs_from_anywhere_and_is_computed_once(small: list[str], t
     assert again.status == DONE
     assert again.out.count("this run is done") == 7
     assert {file: file.stat().st_mtime_ns for file in files} == files
+
+
+def test_a_report_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / f"runs/{seed}", [f"seed={seed}"], linear(40.0 + seed), seed=seed)
+    before = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    words = ["task=report", "report.runs=runs", "output=there"]
+    for _ in range(2):  # what it tells is new each time, so it is never "done"
+        (tmp_path / "there/report.md").unlink(missing_ok=True)
+        answer = launch(words, tmp_path)
+        assert answer.status == DONE, answer.err
+        assert "41" in (tmp_path / "there/report.md").read_text()
+    assert (tmp_path / "there/report.html").exists()
+    assert (tmp_path / "there/report.csv").exists()
+    assert before == {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+
+
+def test_a_folder_that_cannot_be_written_needs_another_for_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "runs/0", ["seed=0"], linear(40.0))
+    config = composed("task=report", f"report.runs={tmp_path}/runs")
+    assert check(config) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a disk that is mounted to be read only
+    assert check(config) == [
+        f"report.runs={tmp_path}/runs: this folder cannot be written; task=report alone with output=FOLDER writes there"
+    ]
+    assert check({**config, "output": str(tmp_path / "there")}) == []

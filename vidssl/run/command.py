@@ -66,12 +66,13 @@ def run(main: Callable[[], Any], home: Path) -> int:
     except ConfigError as error:
         _failures.append((sys.argv[1:], error))
     except COMPOSING as error:
-        problems = explain(sys.argv[1:], home)
-        if not problems and isinstance(error, OF_HYDRA):
+        problems = [] if _failures else explain(sys.argv[1:], home)
+        if not problems and not _failures and isinstance(error, OF_HYDRA):
             problems = [" ".join(str(error).split())]
         if problems:
             return _refuse(problems)
-        _failures.append((sys.argv[1:], error))
+        if not _failures:  # else a sweeper that got no score, because runs failed
+            _failures.append((sys.argv[1:], error))
     except KeyboardInterrupt:  # before a run could take the signal, or the second one
         print("stopped at once; the same command goes on from what is saved", file=sys.stderr)
         return STOPPED

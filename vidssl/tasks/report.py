@@ -44,7 +44,8 @@ class Report(Task):
         return []
 
     def estimate(self, name: str, costs: Costs) -> Cost:
-        return Cost([f"{name}: report.md, report.csv and report.html in {self.runs or 'the folder of this run'}"])
+        folder = self.runs if self.runs and not self.writes_into_output(costs.config) else "the folder of this run"
+        return Cost([f"{name}: report.md, report.csv and report.html in {folder}"])
 
     def writes_into_output(self, config: dict[str, Any]) -> bool:
         """Whether the report's files are for the folder that the user gave; else they are for that of the runs."""
