@@ -9,17 +9,19 @@ import pytest
 
 from tests.conftest import HOME
 
-GROUND = {"registry", "clips", "learner", "distributed", "text"}
+GROUND = {"registry", "disk", "pool", "clips", "learner", "distributed", "text"}
 WINGS = {"data", "augment", "backbones", "methods", "engine", "evaluation"}
 MAY_IMPORT = {
     "text": set(),
     "registry": set(),
+    "disk": {"registry"},
+    "pool": {"registry"},
     "clips": set(),
     "learner": {"clips"},
     "distributed": {"registry"},
     "slurm": set(),
-    "ranks": {"registry", "distributed", "slurm"},
-    "records": {"registry", "text"},
+    "ranks": {"registry", "pool", "distributed", "slurm"},
+    "records": {"registry", "disk", "text"},
     "cluster": {"registry", "distributed", "records", "slurm"},
     "data": GROUND,
     "augment": {"registry"},
@@ -37,12 +39,13 @@ MAY_IMPORT = {
     "tasks": GROUND | WINGS | {"build", "bench", "scores", "report"},
     "app": GROUND
     | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
-    | {"engine.device", "engine.log"},
+    | {"engine.device", "engine.log", "data.loader"},
     "words": {"registry"},
     "command": {
         "text",
         "words",
         "registry",
+        "disk",
         "records",
         "distributed",
         "slurm",

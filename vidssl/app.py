@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidssl import records
-from vidssl.registry import ConfigError
+from vidssl import disk, records
+from vidssl.registry import ConfigError, RunError
 
 
 class FailedBefore(Exception):
@@ -100,7 +100,8 @@ def work(config: dict[str, Any], output: str, command: list[str], overrides: lis
     if distributed.rank() > 0:
         distributed.barrier()  # the folder is ready
         return run_tasks(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with records.only_here(folder):
         records.begin(folder, config, command, overrides)
         distributed.barrier()
@@ -164,12 +165,25 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except (ConfigError, distributed.Stopped):
         raise
     except Exception as error:
-        told = distributed.explained(error)
-        log.error(f"{type(told).__name__}: {told}")
+        told = _explained(error, config, folder)
+        if isinstance(told, RunError):
+            log.note(f"error: {told}")
+        elif not isinstance(told, distributed.Stopped):
+            log.error(f"{type(told).__name__}: {told}")
         raise told from (None if told is error else error)
     finally:
         log.close()
     return result
+
+
+def _explained(error: Exception, config: dict[str, Any], folder: Path) -> Exception:
+    """The error, or one that says in a line what it means: a worker or another rank is gone, a disk is full."""
+    from vidssl import distributed
+    from vidssl.data.loader import worker_lost
+
+    kept = [config["data"][key] for key in ("index_folder", "cache_folder") if config["data"][key]]
+    places = (folder, *map(Path, kept))
+    return worker_lost(error, config["data"]) or disk.explained(error, places) or distributed.explained(error)
 
 
 def _header(run: Any) -> None:

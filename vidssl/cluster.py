@@ -24,7 +24,7 @@ from typing import Any
 from vidssl import distributed, records, slurm
 from vidssl.distributed import Stopped
 from vidssl.records import FAILED, STOPPED, WRONG
-from vidssl.registry import ConfigError, Count, Registry, Whole
+from vidssl.registry import ConfigError, Count, Registry, RunError, Whole
 
 LAUNCHERS = Registry("launcher", "vidssl.cluster")
 OURS = {  # options of sbatch that follow from other keys
@@ -226,7 +226,10 @@ class Job:
 
     def _fail(self, error: BaseException) -> None:
         """Submitit would end the process as if all were well."""
-        traceback.print_exception(error)
+        if isinstance(error, (ConfigError, RunError)):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         output = Path(self.output)
         if records.read_json(output / "run.json").get("status") == "submitted":  # the work has not begun, so is silent
             records.end(output, "failed", str(error) or type(error).__name__)

@@ -22,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidssl import slurm
+from vidssl import disk, slurm
 from vidssl.records import DONE, FAILED, STOPPED, WRONG
-from vidssl.registry import ConfigError, expand_home, nearest, unknown
+from vidssl.registry import ConfigError, RunError, expand_home, nearest, unknown
 from vidssl.text import print_any_name
 from vidssl.words import globs_in_full, is_multirun, overrides, parsed, paths_as_typed, quoted, values_of
 
@@ -110,10 +110,9 @@ def _status(error: Exception) -> int:
 def _tell(error: Exception) -> None:
     from vidssl.app import FailedBefore
     from vidssl.cluster import FailedJobs
-    from vidssl.distributed import PeerLost
-    from vidssl.ranks import RankLost
 
-    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, PeerLost, RankLost)):
+    error = disk.explained(error) or error
+    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, RunError)):
         _refuse(getattr(error, "problems", [str(error)]))
     else:
         traceback.print_exception(error)

@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vidssl import disk
 from vidssl.registry import ConfigError
 from vidssl.text import printable
 
@@ -29,6 +30,10 @@ NEUTRAL = (
     "trainer.keep_every", "data.workers", "data.prefetch", "data.index_folder", "data.processes",
     "data.cache_folder", "data.most_damaged", "data.most_missing",
 )  # fmt: skip
+
+
+# Kept free while a run works, so that it can say how it ended when the disk is full
+RESERVE, RESERVED = ".reserve", 16384
 
 
 def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
@@ -92,6 +97,8 @@ def begin(output: Path, config: dict[str, Any], command: list[str], overrides: l
     for file in output.glob(".*"):
         if file.suffix[1:].isdigit():  # what a killed process did not finish writing
             file.unlink()
+    with disk.writing(output / RESERVE, lambda: RESERVED):
+        (output / RESERVE).write_bytes(os.urandom(RESERVED))  # random: some file systems keep zeros in no room
     before = read_json(output / "run.json")
     started = {
         "host": platform.node(),
@@ -144,8 +151,25 @@ def _enter(
 
 
 def end(output: Path, status: str, error: str | None = None) -> None:
-    record = read_json(output / "run.json")
-    write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error and printable(error)})
+    """The last record of a start; it has room on a full disk, too."""
+    error = error and printable(error)
+    record = {**read_json(output / "run.json"), "status": status, "end": _now(), "error": error}
+    (output / RESERVE).unlink(missing_ok=True)
+    try:
+        write_json(output / "run.json", record)
+    except disk.DiskError:
+        if status == "done":
+            raise
+        _overwrite(output / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _overwrite(file: Path, text: str) -> None:
+    """Where a full disk has no room for a second small file, the blocks of the first one are there; if they do not
+    suffice, the record stays as it is, and the error that is on its way counts."""
+    if file.exists() and len(text.encode()) <= 512 * file.stat().st_blocks:
+        with suppress(OSError), file.open("r+b") as out:
+            out.write(text.encode())
+            out.truncate()
 
 
 def incomplete(splits: dict[str, dict[str, int]]) -> str:
@@ -188,9 +212,15 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def write(file: Path, text: str) -> None:
+    """Put a text in place whole. Raises DiskError."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(printable(text), encoding="utf-8")
-    unfinished.replace(file)
+    content = printable(text).encode()
+    with disk.writing(file, lambda: len(content)):
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _now() -> str:
