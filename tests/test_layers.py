@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "engine": GROUND,
     "build": GROUND | WINGS,
     "scores": {"engine", "evaluation", "build", "text"},
-    "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
+    "check": GROUND | WINGS | {"build", "cluster", "records", "slurm", "tasks"},
     "preflight": GROUND | {"build", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "report": {"records", "slurm"},

@@ -37,9 +37,10 @@ def main(
     if launched:
         config = ranks.adopted(config)
     names, again = task_names(config), _reports_again(config, output)
-    problems = check(config) + ([] if again else records.folder_problems(config, output))
+    problems = check(config) + records.unwritable(output, names)
+    problems += [] if again else records.folder_problems(config, output)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))
     if config["check_only"]:
         from vidssl.plan import plan
 

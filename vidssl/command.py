@@ -61,7 +61,10 @@ def run(main: Callable[[], Any], home: Path) -> int:
             word.startswith(("--", "-h", "-c")) and word != "--multirun" for word in words
         ):
             sys.argv[1:] = prepare_sweep(words, home)
-        main()
+        try:
+            main()
+        except OSError as error:  # Hydra makes the folder before a job's own checks
+            return _refuse(_unmade_folder(error, home))
         _finish()
     except ConfigError as error:
         _failures.append((sys.argv[1:], error))
@@ -116,6 +119,24 @@ def _tell(error: Exception) -> None:
         _refuse(getattr(error, "problems", [str(error)]))
     else:
         traceback.print_exception(error)
+
+
+def _unmade_folder(error: OSError, home: Path) -> list[str]:
+    """Every mistake of a command whose folder Hydra could not make; the folder itself where no key names it."""
+    if error.filename is None or disk.cannot_be_made(Path(error.filename)) is None:
+        raise error
+    problems = explain(sys.argv[1:], home)
+    typed = [parsed(word) for word in overrides(sys.argv[1:]) if word.startswith("output=")]
+    problems += disk.unwritable("output", Path(expand_home(str(typed[-1].value())))) if typed else []
+    return list(dict.fromkeys(problems)) + _unmade(Path(error.filename), problems)
+
+
+def _unmade(folder: Path, problems: list[str]) -> list[str]:
+    """A line if a folder that no key names cannot be made."""
+    reason = disk.cannot_be_made(folder)
+    if reason is None or any(problem.startswith("output=") for problem in problems):
+        return []
+    return [f"{disk.shown(folder)}: cannot be made ({reason}); give output=FOLDER, one that can be written"]
 
 
 def _refuse(problems: list[str]) -> int:
@@ -315,6 +336,7 @@ def prepare_sweep(words: list[str], home: Path) -> list[str]:
     configs, known = [_compose(job, home) for job in jobs], {}
     problems = [problem for config in configs for problem in _check(config, known)]
     problems += _moving_folder(words, jobs, home)
+    problems += _unmade(Path(hydra.sweep.dir), problems)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return _with_folder(words, [config.output for config in configs], hydra.sweep, is_basic)

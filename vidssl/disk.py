@@ -92,14 +92,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ if error.__cause__ or error.__suppress_context__ else error.__context__
 
 
+def unwritable(key: str, folder: Path) -> list[str]:
+    """A line for a user if nothing can be written into a folder that may not exist yet, [] otherwise."""
+    reason = cannot_be_made(folder)
+    what = "cannot be written" if os.path.isdir(folder) else "cannot be made"
+    return [] if reason is None else [f"{key}={folder}: {what} ({reason}); choose a folder that can be written"]
+
+
 def cannot_be_made(folder: Path) -> str | None:
     """Why files cannot be written into a folder that may not exist yet; None if they can. Makes nothing."""
+    folder = folder.absolute()
     try:
         above = existing(folder)
         if not above.is_dir():
-            return f"{shown(above)} is a file"
+            return f"{shown(above)} is a {'link to what is not there' if above.is_symlink() else 'file'}"
         if not os.access(above, os.W_OK | os.X_OK):
-            return f"{_why_not(above)}: {shown(above)}"
+            return _why_not(above) + ("" if above == folder else f": {shown(above)}")
         for name in folder.relative_to(above).parts:
             if len(os.fsencode(name)) > os.pathconf(above, "PC_NAME_MAX"):
                 return f"name too long: {name[:20]}..."

@@ -92,6 +92,12 @@ def is_done(output: Path, names: list[str]) -> bool:
     return bool(result) and all(name in result for name in names)
 
 
+def unwritable(output: Path, names: list[str]) -> list[str]:
+    """A line if the run's folder cannot be written or made; one that holds all results need not be written."""
+    problems = disk.unwritable("output", output)
+    return [] if problems and output.is_dir() and is_done(output, names) else problems
+
+
 def begin(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> None:
     """This process works in the folder from now on, alone."""
     for file in output.glob(".*"):
