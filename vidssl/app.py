@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def main(
     if launched:
         config = ranks.adopted(config)
     names, again = task_names(config), _reports_again(config, output)
-    problems = check(config) + records.unwritable(output, names)
-    problems += [] if again else records.folder_problems(config, output)
+    known: dict = {}
+    problems = check(config, known) + records.unwritable(output, names)
+    problems += [] if again else records.folder_problems(config, output, partial(_what_moved, known))
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     if config["check_only"]:
@@ -69,6 +71,16 @@ def main(
     else:
         result = _in_many_processes(config, output, arguments)
     return _score(config, result, names)
+
+
+def _what_moved(known: dict, then: dict[str, Any]) -> str | None:
+    """What differs between the splits as they are listed now and as a run's record has them. known: see check."""
+    from vidssl.data.manifest import differences, identity
+
+    found = {
+        split: differences(identity(listing), then[split]) for (_, split), listing in known.items() if split in then
+    }
+    return "; ".join(f"{split} split: {told}" for split, told in found.items() if told) if found else None
 
 
 def _reports_again(config: dict[str, Any], output: Path) -> bool:

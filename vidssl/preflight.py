@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vidssl import build, distributed
+from vidssl import build, distributed, records
 from vidssl.build import Run
 from vidssl.clips import ClipPlan
-from vidssl.data.manifest import Listing, Manifest, absent_classes, omissions, too_many_omissions
+from vidssl.data.manifest import Listing, Manifest, absent_classes, differences, identity, omissions, too_many_omissions
 from vidssl.registry import ConfigError, read_options
 from vidssl.tasks import TASKS, Task
 
@@ -35,10 +35,29 @@ def preflight(run: Run, names: Sequence[str]) -> None:
             if split != "train":
                 problems += too_many_omissions(split, files, videos, build.data_options(run).most_missing)
     if not problems and distributed.rank() == 0:
+        problems = _other_data(run, tasks)
+    if not problems and distributed.rank() == 0:
         problems = [problem for task in tasks for problem in _tried(run, task)]
     problems = distributed.from_first(list(dict.fromkeys(problems)))
     if problems:
         raise ConfigError(problems)
+
+
+def _other_data(run: Run, tasks: Sequence[Task]) -> list[str]:
+    """Keep which data the run reads; what is wrong where they come from another place than before and are not equal."""
+    known = records.data_record(run.output)
+    splits = {split: identity(build.listing(run, split)) for task in tasks for split in task.splits}
+    for task in tasks:
+        splits |= {split: splits[split] | {"sizes": videos.sizes} for split, videos in manifests(run, task)}
+    if known and known["places"] != records.places(run.config):
+        changed = {split: differences(now, known["splits"].get(split, now)) for split, now in splits.items()}
+        problems = [f"{split} split: {told} than when the run began" for split, told in changed.items() if told]
+        if problems:
+            return [f"dataset.root={run.config['dataset'].get('root')}: {problem}" for problem in problems]
+    line = records.note_data(run.output, run.config, splits)
+    if line:
+        run.log.say(line)
+    return []
 
 
 def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest) -> list[str]:

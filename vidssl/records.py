@@ -31,13 +31,20 @@ NEUTRAL = (
     "data.cache_folder", "data.most_damaged", "data.most_missing",
 )  # fmt: skip
 
+PLACES = ("dataset.root", "dataset.annotations", "dataset.train_list", "dataset.test_list")  # where the data set is
 
 # Kept free while a run works, so that it can say how it ended when the disk is full
 RESERVE, RESERVED = ".reserve", 16384
 
 
-def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
-    """Whether the folder holds another run. One that has not saved anything yet does not count."""
+def folder_problems(
+    config: dict[str, Any], output: Path, moved: Callable[[dict[str, Any]], str | None] = lambda splits: None
+) -> list[str]:
+    """Whether the folder holds another run. One that has not saved anything yet does not count.
+
+    moved: called where the data set is at another place, with the identity of each split as the run's record has it;
+    says what differs, "" if nothing does, None if that cannot be known.
+    """
     file = output / "config.yaml"
     if not file.exists() or not (read_json(output / "result.json") or list(output.glob("*.pt"))):
         return []
@@ -49,11 +56,42 @@ def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
         key for key in ours.keys() | theirs.keys()
         if not key.startswith(NEUTRAL) and ours.get(key, "absent") != theirs.get(key, "absent")
     )  # fmt: skip
+    if differing and set(differing) <= set(PLACES):
+        changed = moved(data_record(output).get("splits", {}))
+        if changed:
+            return [f"output={output}: {_elsewhere(config)} has other data than this run began with: {changed}; "
+                    "choose another folder"]  # fmt: skip
+        differing = differing if changed is None else []
     if not differing:
         return []
     told = "; ".join(f"{key}={ours.get(key, 'absent')} (there {theirs.get(key, 'absent')})" for key in differing[:5])
     more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
     return [f"output={output}: holds a run with another configuration: {told}{more}; choose another folder"]
+
+
+def places(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that say where the data set is."""
+    return {key: value for key, value in flat(config).items() if key in PLACES}
+
+
+def _elsewhere(config: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in places(config).items() if value is not None)
+
+
+def data_record(output: Path) -> dict[str, Any]:
+    """places: where the data set was when the run last read it; splits: the identity of each. {} before that."""
+    return read_json(output / "run.json").get("data", {})
+
+
+def note_data(output: Path, config: dict[str, Any], splits: dict[str, dict[str, Any]]) -> str | None:
+    """Keep what data the run reads, and from where. A line for the user if that place is new."""
+    before = data_record(output)
+    record = {"places": places(config), "splits": {**before.get("splits", {}), **splits}}
+    if record != before:
+        write_json(output / "run.json", {**read_json(output / "run.json"), "data": record})
+    if record["places"] == before.get("places", record["places"]):
+        return None
+    return f"the same data set at another place: {_elsewhere(config)}"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

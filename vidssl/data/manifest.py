@@ -57,6 +57,7 @@ class Manifest:
     dropped: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of videos not used for it
     files: Sequence[str] = ()  # where to read each video instead, relative to root or absolute; () where they lie
+    sizes: str = ""  # digest of the sizes of all listed files
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -102,7 +103,37 @@ def read_manifest(
         else:
             left_out.setdefault(decisive[0], []).append(f"{video.path}: {decisive[1]}")
     dropped = len(listing.videos) - len(kept)
-    return Manifest(listing.root, kept, listing.classes, rows, flaws, dropped, left_out)
+    sizes = digest((known[video.path]["stamp"] or [None])[0] for video in listing.videos)
+    return Manifest(listing.root, kept, listing.classes, rows, flaws, dropped, left_out, sizes=sizes)
+
+
+def digest(values: Iterable[object]) -> str:
+    whole = hashlib.sha256()
+    for value in values:
+        whole.update(os.fsencode(f"{value}\n"))
+    return whole.hexdigest()[:16]
+
+
+def identity(listing: Listing) -> dict[str, Any]:
+    """What a split is, wherever its files are: two listings with equal identities give the same training.
+
+    A manifest adds the sizes of the files.
+    """
+    return {
+        "videos": len(listing.videos),
+        "paths": digest(video.path for video in listing.videos),
+        "labels": digest(video.label for video in listing.videos),
+        "classes": digest(listing.classes),
+    }
+
+
+def differences(now: dict[str, Any], then: dict[str, Any]) -> str:
+    """What of a split's identity is not as it was, in words; "" if nothing is. What one of both lacks is not compared."""
+    if now["videos"] != then["videos"]:
+        return f"{now['videos']} videos (there {then['videos']})"
+    words = {"paths": "other names of videos", "labels": "other labels", "classes": "other classes",
+             "sizes": "files of other sizes"}  # fmt: skip
+    return ", ".join(told for key, told in words.items() if key in now and key in then and now[key] != then[key])
 
 
 def _flaws(row: dict, window: int) -> Iterator[tuple[str, str]]:
