@@ -32,14 +32,14 @@ MAY_IMPORT = {
     "build": GROUND | WINGS,
     "scores": {"engine", "evaluation", "build", "text"},
     "check": GROUND | WINGS | {"build", "cluster", "records", "slurm", "tasks"},
-    "preflight": GROUND | {"build", "tasks", "data"},
+    "preflight": GROUND | {"build", "records", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "report": {"records", "slurm"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
     "tasks": GROUND | WINGS | {"build", "bench", "scores", "report"},
     "app": GROUND
     | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
-    | {"engine.device", "engine.log", "data.loader"},
+    | {"engine.device", "engine.log", "data.loader", "data.manifest"},
     "words": {"registry"},
     "command": {
         "text",

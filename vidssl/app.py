@@ -77,9 +77,8 @@ def _what_moved(known: dict, then: dict[str, Any]) -> str | None:
     """What differs between the splits as they are listed now and as a run's record has them. known: see check."""
     from vidssl.data.manifest import differences, identity
 
-    found = {
-        split: differences(identity(listing), then[split]) for (_, split), listing in known.items() if split in then
-    }
+    listings = {split: listing for (_, split), listing in known.items() if split in then}
+    found = {split: differences(identity(listing), then[split]) for split, listing in listings.items()}
     return "; ".join(f"{split} split: {told}" for split, told in found.items() if told) if found else None
 
 

@@ -12,10 +12,12 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from vidssl.registry import RunError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 Job, Row = TypeVar("Job"), TypeVar("Row")
 
 
@@ -34,7 +36,9 @@ def each_in_pool(
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_serve, initargs=(os.getpid(),))
     try:
-        yield from pool.map(function, jobs, chunksize=chunk)
+        with _blocked_signals():
+            rows = pool.map(function, jobs, chunksize=chunk)
+        yield from rows
     except BrokenProcessPool:
         raise RunError(
             "a process that reads or writes videos was killed, as the system does where memory runs out; fewer "
@@ -46,9 +50,20 @@ def each_in_pool(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """What is started within ignores the run's signals: these processes until they say so themselves, and Python's
+    process that keeps account of semaphores, which SIGUSR2 would end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(parent: int) -> None:
     """Signals to a whole group of processes are for the run to answer; this one ends when the run does."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with(parent)
 

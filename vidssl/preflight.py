@@ -49,7 +49,7 @@ def _other_data(run: Run, tasks: Sequence[Task]) -> list[str]:
     splits = {split: identity(build.listing(run, split)) for task in tasks for split in task.splits}
     for task in tasks:
         splits |= {split: splits[split] | {"sizes": videos.sizes} for split, videos in manifests(run, task)}
-    if known and known["places"] != records.places(run.config):
+    if known and records.holds_work(run.output) and known["places"] != records.places(run.config):
         changed = {split: differences(now, known["splits"].get(split, now)) for split, now in splits.items()}
         problems = [f"{split} split: {told} than when the run began" for split, told in changed.items() if told]
         if problems:

@@ -46,7 +46,7 @@ def folder_problems(
     says what differs, "" if nothing does, None if that cannot be known.
     """
     file = output / "config.yaml"
-    if not file.exists() or not (read_json(output / "result.json") or list(output.glob("*.pt"))):
+    if not file.exists() or not holds_work(output):
         return []
     if config["resume"] == "never":
         return [f"output={output}: holds a run already, and resume=never; choose another folder or resume=auto"]
@@ -67,6 +67,11 @@ def folder_problems(
     told = "; ".join(f"{key}={ours.get(key, 'absent')} (there {theirs.get(key, 'absent')})" for key in differing[:5])
     more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
     return [f"output={output}: holds a run with another configuration: {told}{more}; choose another folder"]
+
+
+def holds_work(output: Path) -> bool:
+    """Whether a run has left in this folder what another one would lose or mix with its own."""
+    return bool(read_json(output / "result.json") or list(output.glob("*.pt")))
 
 
 def places(config: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def is_done(output: Path, names: list[str]) -> bool:
 def unwritable(output: Path, names: list[str]) -> list[str]:
     """A line if the run's folder cannot be written or made; one that holds all results need not be written."""
     problems = disk.unwritable("output", output)
-    return [] if problems and output.is_dir() and is_done(output, names) else problems
+    return [] if problems and os.path.isdir(output) and is_done(output, names) else problems
 
 
 def begin(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> None:

@@ -128,7 +128,7 @@ def identity(listing: Listing) -> dict[str, Any]:
 
 
 def differences(now: dict[str, Any], then: dict[str, Any]) -> str:
-    """What of a split's identity is not as it was, in words; "" if nothing is. What one of both lacks is not compared."""
+    """What of a split's identity is not as it was, "" if nothing is; compares what both have."""
     if now["videos"] != then["videos"]:
         return f"{now['videos']} videos (there {then['videos']})"
     words = {"paths": "other names of videos", "labels": "other labels", "classes": "other classes",
