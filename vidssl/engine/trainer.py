@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vidssl import distributed
+from vidssl import disk, distributed
 from vidssl.clips import Batch
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
@@ -170,6 +170,8 @@ class Trainer:
                 if distributed.world() == 1 and progress.batch == taken:
                     self._stop(stopped.reason)
                 raise
+            if self.steps == 1:
+                self._warn_of_little_room()
             if progress.step % self.options.log_every == 0:
                 self._flush(steps_per_epoch)
             bar.advance(1, self._note())
@@ -178,6 +180,24 @@ class Trainer:
             reason = distributed.stop_asked()
             if reason:
                 self._stop(reason)
+
+    def _warn_of_little_room(self) -> None:
+        """Once the optimizer has what it keeps, the size of a state is known; one is written before it replaces one."""
+        if self.file is None or not self.log.is_main:
+            return
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.learner.state_dict().values(), *(value for value in kept if isinstance(value, Tensor))]
+        size = sum(tensor.nbytes for tensor in tensors)
+        names = (self.file.name, self.file.name.replace("last", "best"))
+        wanted = size * (1 + sum(not self.file.with_name(name).exists() for name in names))
+        if self.options.keep_every:
+            wanted += size * ((self.epochs - self.progress.epoch) // self.options.keep_every)
+        free = disk.free(self.file.parent)
+        if free < wanted:
+            self.log.say(
+                f"warning: {disk.shown(self.file.parent)}: {disk.human(free)} free, but {disk.human(wanted)} wanted "
+                f"for states of {disk.human(size)} each, of which one is written beside the old one"
+            )
 
     def _stop(self, reason: int) -> NoReturn:
         self.save()
