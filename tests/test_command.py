@@ -48,7 +48,7 @@ MISTAKES = {
     "no runs to report": (["task=report", "report.runs=/no/such"], ["report.runs=/no/such", "no such folder"]),
     "sweep that is not there": (["sweeps=fame_betta"], ["sweeps=fame_betta", "demo"]),
     "a file for a folder": (["output=/dev/null", "seed=-1"], ["output=/dev/null: cannot be made", "file)", "seed=-1"]),
-    "an index in a file": (["data.index_folder=/dev/null/i"], ["data.index_folder=/dev/null/i: cannot be", "is a file"]),
+    "an index in a file": (["data.index_folder=/dev/null/i"], ["data.index_folder=/dev/null/i:", "is a file"]),
     "too long a name": (["output=" + 300 * "a"], ["cannot be made (file name too long)"]),
     "nodes": (["nodes=2"], ["nodes=2", "launcher=local"]),
 }  # fmt: skip

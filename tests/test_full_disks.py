@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 WORDS = ("dataset=folder", "dataset.root=data", "recipe=demo", "method=moco", "backbone.width=4", "accelerator=cpu")
-WORDS += ("task=[pretrain,linear]", "pretrain.batch_size=4", "pretrain.epochs=20", "linear.batch_size=4")
+WORDS += ("task=[pretrain,linear]", "pretrain.batch_size=4", "pretrain.epochs=8", "linear.batch_size=4")
 WORDS += ("linear.epochs=2", "linear.rates=null", "data.workers=1", "data.processes=2", "trainer.save_every=2")
 WORDS += ("data.cache=mjpeg", "trainer.log_every=1")
 PLACES = {"output": "output=full/run", "index": "data.index_folder=full/index", "cache": "data.cache_folder=full/cache"}

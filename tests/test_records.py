@@ -69,11 +69,10 @@ def test_sizes_are_compared_where_both_have_them() -> None:
     assert differences(identity(BEFORE), {**identity(BEFORE), "sizes": "2"}) == ""
 
 
-def test_a_new_place_is_told_once(run: Path) -> None:
-    splits = {"train": identity(BEFORE)}
-    assert records.note_data(run, config("/job1"), splits) is None
-    assert records.note_data(run, config("/job2"), splits) == "the same data set at another place: dataset.root=/job2"
-    assert records.note_data(run, config("/job2"), splits) is None
+def test_the_last_place_is_kept_and_every_split(run: Path) -> None:
+    records.note_data(run, config("/job2"), {"test": identity(BEFORE)})
+    splits = {"train": identity(BEFORE), "test": identity(BEFORE)}
+    assert records.data_record(run) == {"places": {"dataset.root": "/job2"}, "splits": splits}
 
 
 def test_every_path_of_a_data_set_is_a_place() -> None:

@@ -49,14 +49,18 @@ def _other_data(run: Run, tasks: Sequence[Task]) -> list[str]:
     splits = {split: identity(build.listing(run, split)) for task in tasks for split in task.splits}
     for task in tasks:
         splits |= {split: splits[split] | {"sizes": videos.sizes} for split, videos in manifests(run, task)}
-    if known and records.holds_work(run.output) and known["places"] != records.places(run.config):
+    moved = bool(known) and records.holds_work(run.output) and known["places"] != records.places(run.config)
+    if moved:
         changed = {split: differences(now, known["splits"].get(split, now)) for split, now in splits.items()}
-        problems = [f"{split} split: {told} than when the run began" for split, told in changed.items() if told]
+        root = run.config["dataset"].get("root")
+        problems = [
+            f"dataset.root={root}: {split} split: {told} than when the run began; choose another folder"
+            for split, told in changed.items() if told
+        ]  # fmt: skip
         if problems:
-            return [f"dataset.root={run.config['dataset'].get('root')}: {problem}" for problem in problems]
-    line = records.note_data(run.output, run.config, splits)
-    if line:
-        run.log.say(line)
+            return problems
+        run.log.say(f"the same data set at another place: {records.elsewhere(run.config)}")
+    records.note_data(run.output, run.config, splits)
     return []
 
 

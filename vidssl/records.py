@@ -59,7 +59,7 @@ def folder_problems(
     if differing and set(differing) <= set(PLACES):
         changed = moved(data_record(output).get("splits", {}))
         if changed:
-            return [f"output={output}: {_elsewhere(config)} has other data than this run began with: {changed}; "
+            return [f"output={output}: {elsewhere(config)} has other data than this run began with: {changed}; "
                     "choose another folder"]  # fmt: skip
         differing = differing if changed is None else []
     if not differing:
@@ -79,7 +79,7 @@ def places(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if key in PLACES}
 
 
-def _elsewhere(config: dict[str, Any]) -> str:
+def elsewhere(config: dict[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in places(config).items() if value is not None)
 
 
@@ -88,15 +88,12 @@ def data_record(output: Path) -> dict[str, Any]:
     return read_json(output / "run.json").get("data", {})
 
 
-def note_data(output: Path, config: dict[str, Any], splits: dict[str, dict[str, Any]]) -> str | None:
-    """Keep what data the run reads, and from where. A line for the user if that place is new."""
+def note_data(output: Path, config: dict[str, Any], splits: dict[str, dict[str, Any]]) -> None:
+    """Keep what data the run reads, and from where."""
     before = data_record(output)
     record = {"places": places(config), "splits": {**before.get("splits", {}), **splits}}
     if record != before:
         write_json(output / "run.json", {**read_json(output / "run.json"), "data": record})
-    if record["places"] == before.get("places", record["places"]):
-        return None
-    return f"the same data set at another place: {_elsewhere(config)}"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
