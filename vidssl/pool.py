@@ -34,7 +34,8 @@ def each_in_pool(
         return
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_serve, initargs=(os.getpid(),))
+    with _blocked_signals():
+        pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_serve, initargs=(os.getpid(),))
     try:
         with _blocked_signals():
             rows = pool.map(function, jobs, chunksize=chunk)
