@@ -9,17 +9,19 @@ import pytest
 
 from tests.conftest import HOME
 
-GROUND = {"registry", "clips", "learner", "distributed", "text"}
+GROUND = {"registry", "disk", "pool", "clips", "learner", "distributed", "text"}
 WINGS = {"data", "augment", "backbones", "methods", "engine", "evaluation"}
 MAY_IMPORT = {
     "text": set(),
     "registry": set(),
+    "disk": {"registry"},
+    "pool": {"registry"},
     "clips": set(),
     "learner": {"clips"},
     "distributed": {"registry"},
     "slurm": set(),
-    "ranks": {"registry", "distributed", "slurm"},
-    "records": {"registry", "text"},
+    "ranks": {"registry", "pool", "distributed", "slurm"},
+    "records": {"registry", "disk", "text"},
     "cluster": {"registry", "distributed", "records", "slurm"},
     "data": GROUND,
     "augment": {"registry"},
@@ -29,20 +31,21 @@ MAY_IMPORT = {
     "engine": GROUND,
     "build": GROUND | WINGS,
     "scores": {"engine", "evaluation", "build", "text"},
-    "check": GROUND | WINGS | {"build", "cluster", "slurm", "tasks"},
-    "preflight": GROUND | {"build", "tasks", "data"},
+    "check": GROUND | WINGS | {"build", "cluster", "records", "slurm", "tasks"},
+    "preflight": GROUND | {"build", "records", "tasks", "data"},
     "plan": GROUND | WINGS | {"build", "check", "cluster", "tasks"},
     "report": {"records", "slurm"},
     "bench": GROUND | WINGS | {"build", "records"},  # and nothing imports its baselines
     "tasks": GROUND | WINGS | {"build", "bench", "scores", "report"},
     "app": GROUND
     | {"ranks", "records", "cluster", "build", "check", "plan", "preflight", "tasks"}
-    | {"engine.device", "engine.log"},
+    | {"engine.device", "engine.log", "data.loader", "data.manifest"},
     "words": {"registry"},
     "command": {
         "text",
         "words",
         "registry",
+        "disk",
         "records",
         "distributed",
         "slurm",

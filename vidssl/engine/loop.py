@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.clips import Batch
-from vidssl.engine import distributed
+from vidssl.engine import disk, distributed
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
 from vidssl.engine.log import Bar, Log
@@ -107,6 +107,10 @@ class Trainer:
         best state is the one with the highest such figure, or, for tasks without validation (None), the one after the
         epoch with the lowest mean loss.
         """
+        with distributed.noting_signals():
+            return self._fit(loader, after_epoch)
+
+    def _fit(self, loader: Loader, after_epoch: Callable[[int, int], dict[str, float] | None] | None) -> Progress:
         model = self.prepare()
         steps_per_epoch = len(loader) // self.options.accumulate
         batches, total = steps_per_epoch * self.options.accumulate, steps_per_epoch * self.epochs
@@ -159,7 +163,15 @@ class Trainer:
         batches = ToDevice(loader.epoch(progress.epoch, progress.batch), self.device)
         self._train_mode()
         while progress.batch < steps_per_epoch * self.options.accumulate and progress.step < total:
-            self.step(model, batches, steps_per_epoch)
+            taken = progress.batch
+            try:
+                self.step(model, batches, steps_per_epoch)
+            except distributed.Stopped as stopped:  # it waited for a batch that does not come, and for this rank alone
+                if distributed.world() == 1 and progress.batch == taken:
+                    self._stop(stopped.reason)
+                raise
+            if self.steps == 1:
+                self._warn_of_little_room()
             if progress.step % self.options.log_every == 0:
                 self._flush(steps_per_epoch)
             bar.advance(1, self._note())
@@ -167,8 +179,30 @@ class Trainer:
                 self.save()
             reason = distributed.stop_asked()
             if reason:
-                self.save()
-                raise distributed.Stopped(f"{self.task} stopped at step {progress.step}, saved in {self.file}", reason)
+                self._stop(reason)
+
+    def _warn_of_little_room(self) -> None:
+        """Once the optimizer has what it keeps, the size of a state is known; one is written before it replaces one."""
+        if self.file is None or not self.log.is_main:
+            return
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.learner.state_dict().values(), *(value for value in kept if isinstance(value, Tensor))]
+        size = sum(tensor.nbytes for tensor in tensors)
+        names = (self.file.name, self.file.name.replace("last", "best"))
+        wanted = size * (1 + sum(not self.file.with_name(name).exists() for name in names))
+        if self.options.keep_every:
+            wanted += size * ((self.epochs - self.progress.epoch) // self.options.keep_every)
+        free = disk.free(self.file.parent)
+        if free < wanted:
+            self.log.say(
+                f"warning: {disk.shown(self.file.parent)}: {disk.human(free)} free, but {disk.human(wanted)} wanted "
+                f"for states of {disk.human(size)} each, of which one is written beside the old one"
+            )
+
+    def _stop(self, reason: int) -> NoReturn:
+        self.save()
+        told = f"{self.task} stopped at step {self.progress.step}, saved in {self.file}"
+        raise distributed.Stopped(told, reason) from None
 
     def step(self, model: nn.Module, batches: Iterator[Batch], steps_per_epoch: int) -> bool:
         """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""

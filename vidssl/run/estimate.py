@@ -21,6 +21,7 @@ from vidssl.clips import Batch
 from vidssl.data.cache import not_made
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing, omissions
+from vidssl.engine.disk import human
 from vidssl.engine.optim import OPTIMIZERS
 from vidssl.evaluation.bias import CHANGES
 from vidssl.evaluation.classifier import Classifier
@@ -436,14 +437,6 @@ def _disk(output: Path, files: dict[str, int], config: dict[str, Any]) -> list[s
             f"warning: {human(free)} free, but {human(2 * total)} wanted: files are written beside the old ones"
         )
     return lines
-
-
-def human(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
