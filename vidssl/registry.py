@@ -29,6 +29,10 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class RunError(RuntimeError):
+    """What ends a sound run: one line tells it, with status 1, and the same command goes on from the saved state."""
+
+
 @dataclass(frozen=True)
 class Within:
     """Bounds of a number, as an interval: Within("[0, 1)"), Within("[1, inf)")."""

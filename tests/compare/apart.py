@@ -3,6 +3,7 @@ changes nothing for the others."""
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -13,6 +14,7 @@ import torch
 
 from tests.compare.timing import interleaved, on_device
 from vidssl.engine import distributed
+from vidssl.engine.pool import end_with
 
 CPU = torch.device("cpu")
 
@@ -85,7 +87,7 @@ def _serve(
     keeps: bool,
     device: torch.device,
 ) -> None:
-    distributed.end_with_parent()
+    end_with(os.getppid())
     torch.set_num_threads(1)
     if keeps:
         distributed.keep_freed_memory()

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,10 +17,12 @@ import torch
 from tests.conftest import make_video
 from vidssl.clips import Batch, ClipPlan, View
 from vidssl.data.dataset import ClipDataset
-from vidssl.data.loader import ClipLoader, Order
+from vidssl.data.loader import SHM_FULL, ClipLoader, Order, worker_lost
 from vidssl.data.manifest import Listing, Video, read_manifest
 from vidssl.data.spatial import RandomResized
 from vidssl.data.video import VideoError, read_frames
+from vidssl.engine import distributed
+from vidssl.engine.distributed import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +206,104 @@ def test_workers_keep_their_memory_over_ten_thousand_clips(folder: Path) -> None
 
 def resident_bytes(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- waits
+
+
+class Stuck(ClipDataset):
+    """A file system that does not answer: each video takes longer than anybody waits."""
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        time.sleep(100 if not self.replace else 0.6)
+        return super().__getitem__(key)
+
+
+class Deadly(ClipDataset):
+    """A worker that ends at its first video, with the status or by the signal that the seed says."""
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        if self.seed > 0:
+            os._exit(self.seed)
+        os.kill(os.getpid(), -self.seed)
+        return super().__getitem__(key)
+
+
+class Unreadable(ClipDataset):
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        raise VideoError("a.mp4: nothing of it can be read")
+
+
+def other(kind: type[ClipDataset], data: ClipDataset, **changes: object) -> ClipDataset:
+    return kind(**{**vars(data), **changes})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_is_answered_while_a_batch_is_waited_for(workers: int, folder: Path) -> None:
+    data = other(Stuck, dataset(folder, replace=workers == 0))
+    batches = loader(data, workers=workers, training=False).epoch(0)
+    timer, begun = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR2)), time.monotonic()
+    with pytest.raises(Stopped) as stopped, distributed.stopping_on_signals(), distributed.noting_signals():
+        timer.start()
+        for _ in batches:
+            pass
+    assert time.monotonic() - begun < 5
+    assert stopped.value.reason == signal.SIGUSR2
+
+
+def test_a_batch_that_is_late_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidssl.data.loader.WAKE_UP", 0.1)
+    data = dataset(folder)
+    slow_ones = loader(other(Stuck, data), workers=2, training=False)
+    assert_equal(list(slow_ones.epoch(0)), list(loader(data, training=False).epoch(0)))
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (-signal.SIGKILL, "a process that reads videos was killed (SIGKILL|Killed), as the system does"),
+        (-signal.SIGBUS, "/dev/shm is full"),
+        (SHM_FULL, "/dev/shm is full .* data.workers=1 x data.prefetch=2 .*--shm-size.*data.workers=0"),
+        (7, "a process that reads videos has ended; fewer data.workers"),
+    ],
+)
+def test_no_batch_of_a_lost_worker_is_waited_for(end: int, told: str, folder: Path) -> None:
+    lost = loader(other(Deadly, dataset(folder), seed=end), workers=1)
+    with pytest.raises(RuntimeError) as error:
+        next(lost.epoch(0))
+    line = str(worker_lost(error.value, {"workers": 1, "prefetch": 2}))
+    assert re.match(told, line.replace("(", "").replace(")", "") if "killed" in told else line), line
+    assert "\n" not in line
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_its_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where shared memory is full: torch would print a traceback and wait for that batch forever."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left on device (28)")
+
+    monkeypatch.setattr("torch.multiprocessing.reductions.reduce_storage", full)
+    monkeypatch.setitem(multiprocessing.reduction.ForkingPickler._extra_reducers, torch.UntypedStorage, full)
+    with pytest.raises(RuntimeError) as error:
+        next(loader(dataset(folder), workers=1).epoch(0))
+    assert str(worker_lost(error.value, {"workers": 1, "prefetch": 2})).startswith("/dev/shm is full")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_says_of_videos_is_one_line(workers: int, folder: Path) -> None:
+    with pytest.raises(VideoError) as error:
+        next(loader(other(Unreadable, dataset(folder)), workers=workers).epoch(0))
+    assert str(error.value) == "a.mp4: nothing of it can be read"
+
+
+@pytest.mark.parametrize(("room", "warns"), [(10**9, False), (4 * 2 * 3 * 8 * 32 * 32 * 5 - 1, True)])
+def test_too_small_a_shared_memory_is_told_at_the_start(
+    room: int, warns: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 videos x 2 views; 2 x 2 of them are ready, one is in use."""
+    monkeypatch.setattr("vidssl.data.loader.free", lambda path: room)
+    told = []
+    loader(dataset(folder), workers=2, report=told.append)
+    assert [line.startswith("warning: /dev/shm has 960 KiB free") for line in told] == [True] * warns
+    loader(dataset(folder), workers=0, report=told.append)
+    assert len(told) == warns, "without workers none is needed"

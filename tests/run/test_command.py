@@ -47,6 +47,9 @@ MISTAKES = {
     "score of no task": (["score=test.top1"], ["score=test.top1", "pretrain, linear, retrieve"]),
     "no runs to report": (["task=report", "report.runs=/no/such"], ["report.runs=/no/such", "no such folder"]),
     "sweep that is not there": (["sweeps=fame_betta"], ["sweeps=fame_betta", "demo"]),
+    "a file for a folder": (["output=/dev/null", "seed=-1"], ["output=/dev/null: cannot be made", "file)", "seed=-1"]),
+    "an index in a file": (["data.index_folder=/dev/null/i"], ["data.index_folder=/dev/null/i:", "is a file"]),
+    "too long a name": (["output=" + 300 * "a"], ["cannot be made (file name too long)"]),
     "nodes": (["nodes=2"], ["nodes=2", "launcher=local"]),
 }  # fmt: skip
 
@@ -55,7 +58,8 @@ MISTAKES = {
 AT_ONCE = (
     "unknown method", "unknown task", "unknown augmentation", "unknown key", "unknown key without a place", "added key",
     "key of a task that is not there", "wrong type", "missing value", "out of range", "list without quotes",
-    "not KEY=VALUE", "unreadable value", "sweep that is not there",
+    "not KEY=VALUE", "unreadable value", "sweep that is not there", "a file for a folder", "an index in a file",
+    "too long a name",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from tests.conftest import composed, launch, make_video, read_json
 from vidssl.build import Run
 from vidssl.data.manifest import Listing, Video, allowance
+from vidssl.engine import records
 from vidssl.engine.log import Log
 from vidssl.registry import ConfigError
 from vidssl.run.app import run_tasks
@@ -75,7 +76,24 @@ def test_what_is_left_out_is_logged_with_counts_and_an_example(root: Path, sound
     assert "train split: 2 of 9 listed videos are left out: 1 not on disk, for example lost.avi; 1 short, for" in log
     assert r"test split: 1 of 4 listed videos are left out: 1 unreadable, for example test/\xfcbung/0.mp4: cann" in log
     assert "1 of 3 classes have no video in the test split, for example down" in log
-    assert [file.name for file in run.output.iterdir()] == ["train.log"], "what was tried is removed"
+    assert sorted(file.name for file in run.output.iterdir()) == ["run.json", "train.log"], "what was tried is removed"
+
+
+def test_data_of_other_sizes_at_another_place_are_refused_where_a_run_has_left_something(root: Path) -> None:
+    run = prepared(root)
+    preflight(run, ["linear"])
+    assert set(records.data_record(run.output)["splits"]) == {"train", "test"}
+    run.config["dataset"]["root"] = f"{root}/../data"
+    whole = (root / "train/up/0.mp4").read_bytes()
+    (root / "train/up/0.mp4").write_bytes(whole + b"\0")
+    run.manifests.clear()
+    (run.output / "last.pt").touch()
+    with pytest.raises(ConfigError, match="train split: files of other sizes than when the run began"):
+        preflight(run, ["linear"])
+    (root / "train/up/0.mp4").write_bytes(whole)
+    run.manifests.clear()
+    preflight(run, ["linear"])
+    assert "the same data set at another place" in (run.output / "train.log").read_text()
 
 
 def test_a_test_split_of_which_most_is_missing_is_refused_unless_a_key_allows_it(

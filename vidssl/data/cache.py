@@ -11,10 +11,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,8 +20,10 @@ import av
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from vidssl.data.manifest import INDEX_NAME, Manifest, index_file, read_rows, stamp
+from vidssl.data.manifest import INDEX_NAME, Manifest, append_rows, index_file, read_rows, stamp
 from vidssl.data.video import VideoError, VideoIndex, decode, filter_graph, probe
+from vidssl.engine import disk
+from vidssl.engine.pool import each_in_pool
 
 ROWS = "copies.jsonl"  # in the folder of the copies, a line each
 
@@ -99,7 +99,6 @@ def with_copies(
 
     An interrupted call goes on where it stopped.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     known, jobs = read_rows(folder / ROWS), []
     for number, video in enumerate(manifest.videos):
         source, target = manifest.root / video.path, folder / _name(video.path, form)
@@ -109,11 +108,10 @@ def with_copies(
         if not _is_made(known.get(video.path, {}), row, target):
             jobs.append(Job(source, manifest.rows[number], target, form, row))
     if jobs:
-        with (folder / ROWS).open("ab") as out:
-            for row in progress(_make_all(jobs, processes), len(jobs)):
-                out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-                out.flush()  # a row a write: what is interrupted keeps what it has
-                known[row["path"]] = row
+        chunk = max(1, min(16, len(jobs) // (4 * processes)))
+        made = each_in_pool(_make, jobs, processes, fewest=8, chunk=chunk)
+        for row in append_rows(folder / ROWS, progress(made, len(jobs))):
+            known[row["path"]] = row
     rows, files = list(manifest.rows), [video.path for video in manifest.videos]
     for number, video in enumerate(manifest.videos):
         made = known[video.path]
@@ -146,18 +144,18 @@ def _is_made(known: dict, row: dict, target: Path) -> bool:
     return "error" in known or (target.exists() and target.stat().st_size == known["bytes"])
 
 
-def _make_all(jobs: list[Job], processes: int) -> Iterator[dict]:
-    if processes <= 1 or len(jobs) < 8:
-        yield from map(_make, jobs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * processes))))
-
-
 def _make(job: Job) -> dict:
-    """Write one copy, look whether it is sound, put it in its place."""
-    job.target.parent.mkdir(parents=True, exist_ok=True)
+    """Write one copy, look whether it is sound, put it in its place. Raises DiskError."""
     unfinished = job.target.with_name(f".{os.getpid()}-{job.target.name}")
+    try:
+        with disk.writing(job.target):
+            return _made(job, unfinished)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _made(job: Job, unfinished: Path) -> dict:
+    job.target.parent.mkdir(parents=True, exist_ok=True)
     try:
         original = VideoIndex.from_row(json.loads(job.index))
         _encode(job.source, original, unfinished, job.form)
@@ -165,7 +163,8 @@ def _make(job: Job) -> dict:
         size = unfinished.stat().st_size
         unfinished.replace(job.target)
     except (VideoError, av.FFmpegError) as error:
-        unfinished.unlink(missing_ok=True)
+        if disk.errno_of(error) in disk.FULL:
+            raise  # says nothing of the video
         return {**job.row, "error": str(error).replace(f"{unfinished}: ", "").removeprefix(f"{job.source}: ")}
     return {**job.row, "bytes": size, "video": copy.to_row()}
 

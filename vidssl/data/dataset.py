@@ -54,6 +54,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.manifest)
 
+    @property
+    def item_bytes(self) -> int:
+        """Of one video's clips."""
+        return len(self.plan.views) * 3 * self.clip_frames * self.crop_size**2
+
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         chosen, failures = index, []

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.queues
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vidssl.clips import Batch
-from vidssl.data.dataset import ClipDataset, collate
+from vidssl.data.dataset import ClipDataset, Item, collate
 from vidssl.data.manifest import allowance
 from vidssl.data.video import VideoError
 from vidssl.engine import distributed
-from vidssl.registry import FilePath, NonNegativeInt, PositiveInt, UnitInterval, Within
+from vidssl.engine.disk import SHARED_MEMORY, DiskError, disk_error, errno_of, free, human, size
+from vidssl.engine.pool import end_with
+from vidssl.registry import FilePath, NonNegativeInt, PositiveInt, RunError, UnitInterval, Within
+
+WAKE_UP = 1.0  # seconds after which a wait for a batch looks around
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,10 @@ class ClipLoader:
         world: int = 1,
     ):
         self.dataset, self.most_damaged, self.report = dataset, most_damaged, report
+        largest = batch_size if isinstance(batch_size, int) else max(map(len, batch_size), default=0)
+        warning = shared_memory(largest * dataset.item_bytes, workers, prefetch, distributed.world_here())
+        if warning:
+            report(warning)
         if isinstance(batch_size, int):
             self.order: Order | Told = Order(
                 len(dataset), batch_size, seed=dataset.seed, training=training, rank=rank, world=world
@@ -129,7 +143,7 @@ class ClipLoader:
         self.damaged: dict[int, str] = {}
         with _as_many_workers_as_asked():
             self.loader = DataLoader(
-                dataset,
+                dataset if workers > 0 else Stoppable(dataset),
                 batch_sampler=self.order,
                 num_workers=workers,
                 collate_fn=collate,
@@ -138,6 +152,7 @@ class ClipLoader:
                 multiprocessing_context="fork" if workers > 0 else None,
                 worker_init_fn=_serve_one_run,
                 prefetch_factor=prefetch if workers > 0 else None,
+                timeout=WAKE_UP if workers > 0 else 0,
                 generator=torch.Generator(),  # leaves the default one alone
             )
 
@@ -149,11 +164,24 @@ class ClipLoader:
         self.order.epoch, self.order.skip = epoch, skip
         with _as_many_workers_as_asked():
             batches = iter(self.loader)
-        for batch, failures in batches:
+        while (answer := self._next(batches)) is not None:
+            batch, failures = answer
             for video, reason in failures:
                 self._count(video, reason)
             if batch is not None:
                 yield batch
+
+    def _next(self, batches: Iterator) -> tuple[Batch | None, tuple[tuple[int, str], ...]] | None:
+        """What comes next, None at the end. A wait ends with its workers, and soon after a signal."""
+        while True:
+            try:
+                return next(batches, None)
+            except VideoError as error:  # torch puts the worker's traceback in front
+                raise VideoError(str(error).strip().splitlines()[-1].rpartition("VideoError: ")[2]) from None
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise RuntimeError(f"{error}{_ends(batches)}") from error
+            distributed.stop_waiting()
 
     def _count(self, video: int, reason: str) -> None:
         if video in self.damaged:
@@ -169,15 +197,99 @@ class ClipLoader:
             )
 
 
+@dataclass(frozen=True)
+class Stoppable(Dataset):
+    """The videos where no worker reads them: between two of them a signal is answered."""
+
+    dataset: ClipDataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        distributed.stop_waiting()
+        return self.dataset[key]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+
+
+class WorkerLost(RunError):
+    """A process that reads videos has ended before its work."""
+
+
+SHM_FULL, DISK_FULL, OTHER = 101, 102, 103  # exit status of a worker that cannot hand over a batch
+
+
+def shared_memory(batch: int, workers: int, prefetch: int, ranks: int) -> str | None:
+    """A warning if the batches of this machine's workers may not fit into shared memory. batch: bytes of one."""
+    if not workers or not Path(SHARED_MEMORY).is_dir():
+        return None
+    needed = ranks * (workers * prefetch + 1) * batch  # the trainer holds one
+    if needed <= free(Path(SHARED_MEMORY)):
+        return None
+    many = f"{ranks} ranks with " if ranks > 1 else ""
+    return (
+        f"warning: {SHARED_MEMORY} has {human(free(Path(SHARED_MEMORY)))} free of {human(size(Path(SHARED_MEMORY)))}, "
+        f"but {many}data.workers={workers} x data.prefetch={prefetch} batches of {human(batch)} may need "
+        f"{human(needed)} there; {LARGER_SHM}"
+    )
+
+
+LARGER_SHM = (
+    "a larger one helps (docker run --shm-size=8g or --ipc=host), fewer data.workers, data.prefetch=1, or "
+    "data.workers=0, which needs none"
+)
+
+
+def _ends(batches: Iterator) -> str:
+    """How the workers ended that have, in torch's words, which has them or not as it comes."""
+    codes = [worker.exitcode for worker in getattr(batches, "_workers", ())]
+    signals = [f" killed by signal: {signal.Signals(-code).name}" for code in codes if code and code < 0]
+    return "".join(signals + [f" exit code {code}" for code in codes if code and code > 0])
+
+
+def worker_lost(error: BaseException, data: dict[str, Any]) -> RunError | None:
+    """What torch means by a worker that exited, which it may say at any time; None for other errors.
+
+    data: the configuration's section.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
+        return None
+    status = re.search(r"exit code (\d+)", text)
+    if re.search("signal: (Bus error|SIGBUS)", text) or (status and int(status[1]) == SHM_FULL):
+        shm = Path(SHARED_MEMORY)
+        return DiskError(
+            f"{shm} is full ({human(size(shm))} large, {human(free(shm))} free without this run's workers): "
+            f"data.workers={data['workers']} x data.prefetch={data['prefetch']} batches wait there; {LARGER_SHM}"
+        )
+    if status and int(status[1]) == DISK_FULL:
+        return disk_error(Path(tempfile.gettempdir()), errno.ENOSPC)
+    killed = re.search(r"killed by signal: ([\w ]+)", text)
+    how = f"was killed ({killed[1].strip()}), as the system does where memory runs out" if killed else "has ended"
+    return WorkerLost(
+        f"a process that reads videos {how}; fewer data.workers (now {data['workers']}) or a smaller data.prefetch "
+        f"(now {data['prefetch']}) take less memory. The same command continues from the last saved state"
+    )
+
+
 def _serve_one_run(worker: int) -> None:
     """A worker ends when its run says so or is killed; what others signal to all processes is for the run to answer."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_with_reason)
     if sys.platform != "linux":
         return
-    distributed.end_with_parent()
+    end_with(os.getppid())
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_reason(error: Exception, batch: object) -> None:
+    """A batch that cannot be handed over would be waited for forever; the worker's end is noticed at once."""
+    if errno_of(error) is None:
+        traceback.print_exception(error)
+        os._exit(OTHER)
+    os._exit(SHM_FULL if "shared memory" in str(error) else DISK_FULL)
 
 
 def _end_when_told(run: int) -> None:

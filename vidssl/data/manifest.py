@@ -8,17 +8,19 @@ where it stopped. Nothing here imports torch: scanning processes start fast.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidssl.data.video import VideoError, VideoIndex, probe
+from vidssl.engine import disk
+from vidssl.engine.pool import each_in_pool
 
 FORMAT = 2  # 1: of several video streams the first was scanned, even if it was a preview of one frame
 INDEX_NAME = ".vidssl-index.jsonl"
@@ -55,6 +57,7 @@ class Manifest:
     dropped: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)  # flaw -> "path: reason" of videos not used for it
     files: Sequence[str] = ()  # where to read each video instead, relative to root or absolute; () where they lie
+    sizes: str = ""  # digest of the sizes of all listed files
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -100,7 +103,37 @@ def read_manifest(
         else:
             left_out.setdefault(decisive[0], []).append(f"{video.path}: {decisive[1]}")
     dropped = len(listing.videos) - len(kept)
-    return Manifest(listing.root, kept, listing.classes, rows, flaws, dropped, left_out)
+    sizes = digest((known[video.path]["stamp"] or [None])[0] for video in listing.videos)
+    return Manifest(listing.root, kept, listing.classes, rows, flaws, dropped, left_out, sizes=sizes)
+
+
+def digest(values: Iterable[object]) -> str:
+    whole = hashlib.sha256()
+    for value in values:
+        whole.update(os.fsencode(f"{value}\n"))
+    return whole.hexdigest()[:16]
+
+
+def identity(listing: Listing) -> dict[str, Any]:
+    """What a split is, wherever its files are: two listings with equal identities give the same training.
+
+    A manifest adds the sizes of the files.
+    """
+    return {
+        "videos": len(listing.videos),
+        "paths": digest(video.path for video in listing.videos),
+        "labels": digest(video.label for video in listing.videos),
+        "classes": digest(listing.classes),
+    }
+
+
+def differences(now: dict[str, Any], then: dict[str, Any]) -> str:
+    """What of a split's identity is not as it was, "" if nothing is; compares what both have."""
+    if now["videos"] != then["videos"]:
+        return f"{now['videos']} videos (there {then['videos']})"
+    words = {"paths": "other names of videos", "labels": "other labels", "classes": "other classes",
+             "sizes": "files of other sizes"}  # fmt: skip
+    return ", ".join(told for key, told in words.items() if key in now and key in then and now[key] != then[key])
 
 
 def _flaws(row: dict, window: int) -> Iterator[tuple[str, str]]:
@@ -138,13 +171,11 @@ def scan(
         stamps = dict(zip(paths, threads.map(lambda path: stamp(listing.root / path), paths), strict=True))
     due = [path for path in paths if path not in known or not _holds(known[path], stamps[path], window)]
     if due:
-        file.parent.mkdir(parents=True, exist_ok=True)
         jobs = [(listing.root, path, stamps[path]) for path in due]
-        with file.open("ab") as out:
-            for row in progress(_scan_all(jobs, processes), len(jobs)):
-                out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-                out.flush()  # a row a write: an interrupted scan keeps what it has
-                known[row["path"]] = row
+        chunk = max(1, min(64, len(jobs) // (4 * processes)))
+        found = each_in_pool(_scan_one, jobs, processes, fewest=8, chunk=chunk)
+        for row in append_rows(file, progress(found, len(jobs))):
+            known[row["path"]] = row
     return {path: known[path] for path in paths}
 
 
@@ -183,20 +214,28 @@ def read_rows(file: Path) -> dict[str, dict]:
     return rows
 
 
+def append_rows(file: Path, rows: Iterable[dict]) -> Iterator[dict]:
+    """Write rows as they come, a row a write: what is interrupted keeps what it has. Raises DiskError."""
+    with disk.writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab", buffering=0) as out:
+            for row in rows:
+                _write_whole(out, json.dumps(row, separators=(",", ":")).encode() + b"\n")
+                yield row
+
+
+def _write_whole(out: io.RawIOBase, line: bytes) -> None:
+    """A full disk takes a part of a line, and says so at the next."""
+    while line:
+        line = line[out.write(line) :]
+
+
 def stamp(path: Path) -> list[int] | None:
     try:
         status = path.stat()
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
-
-
-def _scan_all(jobs: list[tuple[Path, str, list[int] | None]], processes: int) -> Iterator[dict]:
-    if processes <= 1 or len(jobs) < 8:
-        yield from map(_scan_one, jobs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_scan_one, jobs, chunksize=max(1, min(64, len(jobs) // (4 * processes))))
 
 
 def _scan_one(job: tuple[Path, str, list[int] | None]) -> dict:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,8 @@ import numpy as np
 
 from vidssl.data.manifest import Listing, Video
 from vidssl.data.sources import SOURCES
+from vidssl.engine import disk
+from vidssl.engine.pool import each_in_pool
 from vidssl.registry import FilePath, PositiveInt, Seed, UnitInterval
 
 SIDE = 64  # pixels
@@ -138,25 +138,24 @@ def render_missing(
     jobs = [(listing.root / recipe.name, recipe) for recipe in listing.recipes]
     jobs = [job for job in jobs if not job[0].exists()]
     for folder in {path.parent for path, _ in jobs}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for _ in progress(_render_all(jobs, processes), len(jobs)) if jobs else ():
+        with disk.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    rendered = each_in_pool(_render_one, jobs, processes, fewest=64, chunk=16)
+    for _ in progress(rendered, len(jobs)) if jobs else ():
         pass
     return len(jobs)
-
-
-def _render_all(jobs: list[tuple[Path, Recipe]], processes: int) -> Iterator[None]:
-    if processes <= 1 or len(jobs) < 64:
-        yield from map(_render_one, jobs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render_one, jobs, chunksize=16)
 
 
 def _render_one(job: tuple[Path, Recipe]) -> None:
     path, recipe = job
     unfinished = path.with_name(f".{path.stem}-{os.getpid()}.mp4")
-    write_video(unfinished, (render(recipe) * 255).round().astype(np.uint8), rate=10 if recipe.kind == "rings" else 12)
-    unfinished.replace(path)
+    frames = (render(recipe) * 255).round().astype(np.uint8)
+    with disk.writing(path):
+        try:
+            write_video(unfinished, frames, rate=10 if recipe.kind == "rings" else 12)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, rate: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidssl.engine import disk
 from vidssl.engine.official import read_official
 from vidssl.engine.text import printable
 from vidssl.engine.weightfile import read_file
@@ -23,8 +25,16 @@ from vidssl.registry import ConfigError
 FORMAT = 1
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary file in the same folder, then put it in place: readers see the old or the new."""
+def write_atomically(path: Path, write: Callable[[Path], None], needed: Callable[[], int] | None = None) -> None:
+    """Have `write` fill a temporary file in the same folder, then put it in place: readers see the old or the new.
+
+    needed: bytes of the file, for what is said where there is no room. Raises DiskError then.
+    """
+    with disk.writing(path, needed):
+        _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(unfinished)
@@ -41,12 +51,37 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(printable(text), encoding="utf-8"))
+    text = printable(text)
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"), lambda: len(text.encode()))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """state: tensors and plain values only; `load_state` reads it."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    whole = {"format": FORMAT, **state}
+
+    def write(file: Path) -> None:
+        with file.open("wb") as out:  # torch's own writer would not say why it cannot write
+            torch.save(whole, out)
+
+    def needed() -> int:
+        counting = Counting()
+        torch.save(whole, counting)
+        return counting.bytes
+
+    write_atomically(path, write, needed)
+
+
+class Counting(io.RawIOBase):
+    """A file that keeps nothing but its length."""
+
+    bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        return len(data)
 
 
 def keep_copy(state: Path, copy: Path) -> None:
@@ -58,7 +93,7 @@ def keep_copy(state: Path, copy: Path) -> None:
         except OSError:
             shutil.copyfile(state, file)
 
-    write_atomically(copy, link_or_copy)
+    write_atomically(copy, link_or_copy, lambda: state.stat().st_size)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -88,7 +123,8 @@ def save_backbone(path: Path, backbone: nn.Module, section: dict[str, Any], clip
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     metadata = {"format": "pt", "backbone": json.dumps(section), "clip": json.dumps(clip or {})}
-    write_atomically(path, lambda file: save_file(tensors, file, metadata))
+    size = sum(value.nbytes for value in tensors.values())
+    write_atomically(path, lambda file: save_file(tensors, file, metadata), lambda: size)
 
 
 @dataclass(frozen=True)

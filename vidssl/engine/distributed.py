@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidssl.registry import ConfigError
+from vidssl.registry import ConfigError, RunError
 
 COLLECTIVE_LIMIT = timedelta(minutes=10)  # no step of a training takes that long: a rank is gone
 
@@ -31,6 +31,11 @@ def world() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_here() -> int:
+    """Ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1
 
 
 @contextmanager
@@ -162,9 +167,14 @@ def _sum_in_order(parts: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait for all ranks, as long as it takes."""
-    if world() > 1:
-        dist.barrier(group=_patient)
+    """Wait for all ranks, as long as it takes. Raises Stopped if a stop was asked a while ago."""
+    if world() == 1:
+        return
+    waiting = dist.barrier(group=_patient, async_op=True)
+    while not waiting.is_completed():  # wait() would take no signal
+        stop_waiting()
+        time.sleep(0.001)
+    waiting.wait()  # raises what went wrong
 
 
 def ordered_sum(state, bucket):  # torch compares annotations with types, and here they are texts
@@ -179,7 +189,7 @@ def ordered_sum(state, bucket):  # torch compares annotations with types, and he
     return done.then(lambda _: _sum_in_order(parts.view(world(), -1)) / world())
 
 
-class PeerLost(RuntimeError):
+class PeerLost(RunError):
     """This rank can do nothing without another one that has ended."""
 
 
@@ -189,6 +199,8 @@ def translate_error(error: Exception) -> Exception:
     heard = [word for word in words if word in str(error)]
     if not isinstance(error, RuntimeError) or not heard:
         return error
+    if asked_here():
+        return _stopped(asked_here())  # so was the other one
     return PeerLost(
         f"another rank has ended, and this one with it ({heard[0]}); what that rank printed, or the system's log, says "
         "why. The same command continues from the last saved state."
@@ -230,13 +242,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-def end_with_parent() -> None:
-    """The system kills this process when the one that started it is gone, however that ended. On Linux only."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 _common = torch.Generator()  # draws that all ranks share
 
 
@@ -268,31 +273,36 @@ class Stopped(Exception):
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 TIME_IS_OVER = 1
 AT_ONCE = 2.0  # seconds in which a terminal, a launcher and a cluster may all pass on one and the same wish
+PATIENCE = 2.0  # seconds for which a wait goes on once a stop was asked: mostly it ends, and the step is saved
 _asked = 0
+_asked_at = 0.0
 _deadline = float("inf")
+_is_noting = False
 
 
 @contextmanager
 def stopping_on_signals(minutes: float | None = None) -> Iterator[None]:
-    """While this holds, a stop signal is noted and the loop ends at its next step; a second one ends it at once.
+    """While this holds, a stop signal raises Stopped where it comes, but within `noting_signals`; a second one ends the
+    run at once.
 
     minutes: after so long it ends as if a signal had come.
     """
     global _asked, _deadline
-    _asked, first = 0, 0.0
+    _asked = 0
     _deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
 
     def note(number: int, frame: object) -> None:
-        global _asked
-        nonlocal first
+        global _asked, _asked_at
         if not _asked:
-            _asked, first = number, time.monotonic()
-        elif time.monotonic() - first > AT_ONCE:
+            _asked, _asked_at = number, time.monotonic()
+            if not _is_noting:
+                raise _stopped(number)
+        elif time.monotonic() - _asked_at > AT_ONCE:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked while a rank starts
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked while a rank starts
         yield
     finally:
         for number, handler in before.items():
@@ -300,9 +310,33 @@ def stopping_on_signals(minutes: float | None = None) -> Iterator[None]:
         _asked, _deadline = 0, float("inf")
 
 
+@contextmanager
+def noting_signals() -> Iterator[None]:
+    """While this holds, a stop signal is noted, for a loop that has something to save and asks `stop_asked`."""
+    global _is_noting
+    before, _is_noting = _is_noting, True
+    try:
+        yield
+    finally:
+        _is_noting = before
+    if _asked and not _is_noting:
+        raise _stopped(_asked)
+
+
+def _stopped(reason: int) -> Stopped:
+    return Stopped("stopped; the run continues with this task", reason)
+
+
 def asked_here() -> int:
     """Why this rank should stop, 0 if it should not; the others may not know yet."""
     return _asked or (TIME_IS_OVER if time.monotonic() > _deadline else 0)
+
+
+def stop_waiting() -> None:
+    """For waits that may never end. Raises Stopped if a stop was asked a while ago; other ranks may not know."""
+    since = _asked_at if _asked else _deadline
+    if time.monotonic() - since > PATIENCE:
+        raise _stopped(asked_here())
 
 
 def stop_asked() -> int:
@@ -318,4 +352,4 @@ def stop_if_asked() -> None:
     """For loops that have nothing to save."""
     reason = stop_asked()
     if reason:
-        raise Stopped("stopped; the run continues with this task", reason)
+        raise _stopped(reason)

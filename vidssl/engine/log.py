@@ -7,8 +7,10 @@ uninterrupted one; TensorBoard's scalars are written from the same lines.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidssl.engine import disk
 from vidssl.engine.text import printable
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -31,6 +34,7 @@ class Log:
         self.metrics = folder / "metrics.jsonl"
         self.latest: dict[str, dict[str, Any]] = {}  # last row of each task
         self._writers: dict[str, Any] = {}
+        self._is_full = False  # train.log's disk, as the console was told
 
     @property
     def is_main(self) -> bool:
@@ -48,12 +52,23 @@ class Log:
         text = printable(text)
         if self.is_main:
             self.console.print(text, style="red", markup=False)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A line for train.log alone, of what the command itself will say."""
         self._note("train.log" if self.is_main else f"rank{self.rank}.log", text)
 
     def _note(self, name: str, text: str) -> None:
-        if self.folder.is_dir():
+        """A run does not end for a line that it cannot keep: no figure comes from here."""
+        if not self.folder.is_dir():
+            return
+        try:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {text}\n")
+        except OSError as error:
+            if not self._is_full:
+                self.console.print(f"warning: {name} cannot be written ({error.strerror})", markup=False)
+            self._is_full = True
 
     # -- numbers
 
@@ -61,10 +76,11 @@ class Log:
         if not self.is_main:
             return
         row = {"task": task, "step": step, "epoch": round(epoch, 6), **values}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.latest[task] = row
-        self._to_tensorboard(row)
+        with disk.writing(self.metrics):
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.latest[task] = row
+            self._to_tensorboard(row)
 
     def figures(self, task: str, values: Mapping[str, float], remark: str = "") -> None:
         """A task's final figures, unless they are its last line already. remark: printed after them."""
@@ -91,10 +107,11 @@ class Log:
             file.unlink()
         self.latest = {}
         if self.metrics.exists():
-            for line in self.metrics.read_text().splitlines():
-                row = json.loads(line)
-                self.latest[row["task"]] = row
-                self._to_tensorboard(row)
+            with disk.writing(self.metrics):
+                for line in self.metrics.read_text().splitlines():
+                    row = json.loads(line)
+                    self.latest[row["task"]] = row
+                    self._to_tensorboard(row)
 
     def _to_tensorboard(self, row: Mapping[str, Any]) -> None:
         for name, value in row.items():
@@ -110,27 +127,34 @@ class Log:
         from vidssl.engine.checkpoint import write_atomically
 
         folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
         picture = Image.fromarray(image)
-        write_atomically(folder / f"{task}-{name}.png", lambda file: picture.save(file, format="PNG", optimize=True))
-        self._writer("pictures").add_image(f"{task}/{name}", image, step, dataformats="HWC")
+        with disk.writing(folder):
+            folder.mkdir(exist_ok=True)
+            write_atomically(
+                folder / f"{task}-{name}.png", lambda file: picture.save(file, format="PNG", optimize=True)
+            )
+            self._writer("pictures").add_image(f"{task}/{name}", image, step, dataformats="HWC")
 
     def _writer(self, kind: str) -> Any:
         """TensorBoard files are of one kind, so that those of scalars can be written anew."""
         if kind not in self._writers:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+            threading.excepthook = _silent_on_full_disks
             folder = str(self.folder / "tensorboard")
             self._writers[kind] = SummaryWriter(folder, filename_suffix=f".{kind}")
         return self._writers[kind]
 
     def flush(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()
+        with disk.writing(self.folder / "tensorboard"):
+            for writer in self._writers.values():
+                writer.flush()
 
     def close(self) -> None:
+        """What the disk does not take any more is written anew from metrics.jsonl when the run goes on."""
         for writer in self._writers.values():
-            writer.close()
+            with suppress(OSError):
+                writer.close()
         self._writers = {}
 
     # -- progress
@@ -145,6 +169,12 @@ class Log:
 
     def bar(self, what: str, total: int, done: int = 0) -> Bar:
         return Bar(self, what, total, done)
+
+
+def _silent_on_full_disks(told: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread fails with a traceback, and then once more where somebody writes, where it counts."""
+    if disk.errno_of(told.exc_value) is None:
+        threading.__excepthook__(told)
 
 
 class Bar:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.clips import Batch
-from vidssl.engine import distributed
+from vidssl.engine import disk, distributed
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
 from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
 from vidssl.engine.log import Bar, Log
@@ -117,7 +117,10 @@ class Trainer:
         if self.max_steps is not None:
             self.total_steps = min(self.total_steps, self.max_steps)
         self.meters.start()
-        with self.session.log.bar(self.session.task, self.total_steps, self.progress.step) as bar:
+        with (
+            distributed.noting_signals(),
+            self.session.log.bar(self.session.task, self.total_steps, self.progress.step) as bar,
+        ):
             while self.progress.step < self.total_steps or self._is_epoch_complete():
                 self._epoch(model, loader, bar)
                 if self._is_epoch_complete():
@@ -136,7 +139,9 @@ class Trainer:
         batches = ToDevice(loader.epoch(progress.epoch, progress.batch), self.device)
         self._train_mode()
         while not self._is_epoch_complete() and progress.step < self.total_steps:
-            self.step(model, batches)
+            self._step_or_stop(model, batches)
+            if self.meters.steps == 1:
+                self._warn_of_little_room()
             if progress.step % self.options.log_every == 0:
                 self._flush()
             bar.advance(1, f"epoch {progress.epoch + 1}/{self.epochs} {self.meters.note()}")
@@ -144,9 +149,22 @@ class Trainer:
                 self.save()
             reason = distributed.stop_asked()
             if reason:
-                self.save()
-                message = f"{self.session.task} stopped at step {progress.step}, saved in {self.session.file}"
-                raise distributed.Stopped(message, reason)
+                self._stop(reason)
+
+    def _step_or_stop(self, model: nn.Module, batches: Iterator[Batch]) -> None:
+        """A step; if a signal ends the wait for its first batch, and only this rank waits, the state is saved."""
+        taken = self.progress.batch
+        try:
+            self.step(model, batches)
+        except distributed.Stopped as stopped:
+            if distributed.world() == 1 and self.progress.batch == taken:
+                self._stop(stopped.reason)
+            raise
+
+    def _stop(self, reason: int) -> NoReturn:
+        self.save()
+        message = f"{self.session.task} stopped at step {self.progress.step}, saved in {self.session.file}"
+        raise distributed.Stopped(message, reason) from None
 
     def step(self, model: nn.Module, batches: Iterator[Batch]) -> bool:
         """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""
@@ -295,6 +313,24 @@ class Trainer:
         self.progress.metrics = self.session.log.position()
         if self.session.log.is_main:
             save_state(file, self.state())
+
+    def _warn_of_little_room(self) -> None:
+        """Once the optimizer has its buffers, the size of a state is known; a new one is written beside the old one."""
+        file, log = self.session.file, self.session.log
+        if file is None or not log.is_main:
+            return
+        buffers = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.learner.state_dict().values(), *(value for value in buffers if isinstance(value, Tensor))]
+        size = sum(tensor.nbytes for tensor in tensors)
+        needed = size * (1 + sum(not path.exists() for path in (file, self._named("best"))))
+        if self.options.keep_every:
+            needed += size * ((self.epochs - self.progress.epoch) // self.options.keep_every)
+        free = disk.free(file.parent)
+        if free < needed:
+            log.say(
+                f"warning: {disk.shown(file.parent)}: {disk.human(free)} free, but {disk.human(needed)} wanted "
+                f"for states of {disk.human(size)} each, of which one is written beside the old one"
+            )
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
         """Save the state once more if its epoch is the best so far."""

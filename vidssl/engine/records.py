@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vidssl.engine import disk
 from vidssl.engine.text import printable
 from vidssl.registry import ConfigError
 
@@ -32,11 +33,22 @@ NEUTRAL = (
     "data.cache_folder", "data.most_damaged", "data.most_missing",
 )  # fmt: skip
 
+PLACES = ("dataset.root", "dataset.annotations", "dataset.train_list", "dataset.test_list")  # where the data set is
 
-def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
-    """Whether the folder holds another run. One that has not saved anything yet does not count."""
+# Kept free while a run works, so that it can say how it ended when the disk is full
+RESERVE, RESERVED = ".reserve", 16384
+
+
+def folder_problems(
+    config: dict[str, Any], output: Path, moved: Callable[[dict[str, Any]], str | None] = lambda splits: None
+) -> list[str]:
+    """Whether the folder holds another run. One that has not saved anything yet does not count.
+
+    moved: called where the data set is at another place, with the identity of each split as the run's record has it;
+    says what differs, "" if nothing does, None if that cannot be known.
+    """
     file = output / "config.yaml"
-    if not file.exists() or not (read_json(output / "result.json") or list(output.glob("*.pt"))):
+    if not file.exists() or not holds_work(output):
         return []
     if config["resume"] == "never":
         return [f"output={output}: holds a run already, and resume=never; choose another folder or resume=auto"]
@@ -46,11 +58,44 @@ def folder_problems(config: dict[str, Any], output: Path) -> list[str]:
         key for key in ours.keys() | theirs.keys()
         if not key.startswith(NEUTRAL) and ours.get(key, "absent") != theirs.get(key, "absent")
     )  # fmt: skip
+    if differing and set(differing) <= set(PLACES):
+        changed = moved(data_record(output).get("splits", {}))
+        if changed:
+            return [f"output={output}: {elsewhere(config)} has other data than this run began with: {changed}; "
+                    "choose another folder"]  # fmt: skip
+        differing = differing if changed is None else []
     if not differing:
         return []
     told = "; ".join(f"{key}={ours.get(key, 'absent')} (there {theirs.get(key, 'absent')})" for key in differing[:5])
     more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
     return [f"output={output}: holds a run with another configuration: {told}{more}; choose another folder"]
+
+
+def holds_work(output: Path) -> bool:
+    """Whether a run has left in this folder what another one would lose or mix with its own."""
+    return bool(read_json(output / "result.json") or list(output.glob("*.pt")))
+
+
+def places(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that say where the data set is."""
+    return {key: value for key, value in flat(config).items() if key in PLACES}
+
+
+def elsewhere(config: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in places(config).items() if value is not None)
+
+
+def data_record(output: Path) -> dict[str, Any]:
+    """places: where the data set was when the run last read it; splits: the identity of each. {} before that."""
+    return read_json(output / "run.json").get("data", {})
+
+
+def note_data(output: Path, config: dict[str, Any], splits: dict[str, dict[str, Any]]) -> None:
+    """Keep what data the run reads, and from where."""
+    before = data_record(output)
+    record = {"places": places(config), "splits": {**before.get("splits", {}), **splits}}
+    if record != before:
+        write_json(output / "run.json", {**read_json(output / "run.json"), "data": record})
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -89,11 +134,19 @@ def is_done(output: Path, names: list[str]) -> bool:
     return bool(result) and all(name in result for name in names)
 
 
+def unwritable(output: Path, names: list[str]) -> list[str]:
+    """A line if the run's folder cannot be written or made; one that holds all results need not be written."""
+    problems = disk.unwritable("output", output)
+    return [] if problems and os.path.isdir(output) and is_done(output, names) else problems
+
+
 def begin(output: Path, config: dict[str, Any], command: list[str], overrides: list[str]) -> None:
     """This process works in the folder from now on, alone."""
     for file in output.glob(".*"):
         if file.suffix[1:].isdigit():  # what a killed process did not finish writing
             file.unlink()
+    with disk.writing(output / RESERVE, lambda: RESERVED):
+        (output / RESERVE).write_bytes(os.urandom(RESERVED))  # random: some file systems keep zeros in no room
     before = read_json(output / "run.json")
     started = {
         "host": platform.node(),
@@ -146,8 +199,25 @@ def _enter(
 
 
 def end(output: Path, status: str, error: str | None = None) -> None:
-    record = read_json(output / "run.json")
-    write_json(output / "run.json", {**record, "status": status, "end": _now(), "error": error and printable(error)})
+    """The last record of a start; it has room on a full disk, too."""
+    error = error and printable(error)
+    record = {**read_json(output / "run.json"), "status": status, "end": _now(), "error": error}
+    (output / RESERVE).unlink(missing_ok=True)
+    try:
+        write_json(output / "run.json", record)
+    except disk.DiskError:
+        if status == "done":
+            raise
+        _overwrite(output / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _overwrite(file: Path, text: str) -> None:
+    """Where a full disk has no room for a second small file, the blocks of the first one are there; if they do not
+    suffice, the record stays as it is, and the error that is on its way counts."""
+    if file.exists() and len(text.encode()) <= 512 * file.stat().st_blocks:
+        with suppress(OSError), file.open("r+b") as out:
+            out.write(text.encode())
+            out.truncate()
 
 
 def incomplete(splits: dict[str, dict[str, int]]) -> str:
@@ -190,9 +260,15 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def write(file: Path, text: str) -> None:
+    """Put a text in place whole. Raises DiskError."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(printable(text), encoding="utf-8")
-    unfinished.replace(file)
+    content = printable(text).encode()
+    with disk.writing(file, lambda: len(content)):
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _now() -> str:

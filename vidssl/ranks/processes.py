@@ -19,14 +19,15 @@ from typing import Any
 
 from vidssl.engine import distributed
 from vidssl.engine.distributed import STOP_SIGNALS, PeerLost, Stopped
+from vidssl.engine.pool import end_with
 from vidssl.ranks import slurm
-from vidssl.registry import ConfigError
+from vidssl.registry import ConfigError, RunError
 
 GRACE_SECONDS = 5.0  # seconds that the other ranks have to say what they know once one has failed
 LAUNCHED_BY = "torchrun or srun"
 
 
-class RankLost(RuntimeError):
+class RankLost(RunError):
     """A rank ended without a word."""
 
 
@@ -124,7 +125,7 @@ def start_ranks(work: Callable[..., Any], count: int, accelerator: str, argument
 
 def _as_rank(place: tuple, answer: Connection, work: Callable[..., Any], arguments: tuple) -> None:
     rank, count, store, accelerator, parent = place
-    _end_with(parent)
+    end_with(parent)  # so that nothing goes on writing into the run's folder
     mine = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in mine.items()})
     if os.path.exists("/sys/class/net/lo"):
@@ -139,13 +140,6 @@ def _as_rank(place: tuple, answer: Connection, work: Callable[..., Any], argumen
                     os._exit(1)
     except BaseException as error:
         answer.send(_portable(error, rank))
-
-
-def _end_with(parent: int) -> None:
-    """If the process that started this one is killed, nothing goes on writing into the run's folder."""
-    distributed.end_with_parent()
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _portable(error: BaseException, rank: int) -> BaseException:
@@ -173,10 +167,11 @@ def _result(ranks: dict[Connection, BaseProcess]) -> Any:
             if isinstance(answer, BaseException) and not isinstance(answer, Stopped):
                 failures.append(answer)
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+    stopped = results.get("rank 0")
+    if isinstance(stopped, Stopped) and all(isinstance(failure, PeerLost) for failure in failures):
+        raise stopped
     if failures:
         raise min(failures, key=_distance_from_the_cause)
-    if isinstance(results["rank 0"], Stopped):
-        raise results["rank 0"]
     return results["rank 0"]
 
 

@@ -25,7 +25,7 @@ from vidssl.engine import distributed, records
 from vidssl.engine.distributed import Stopped
 from vidssl.engine.records import FAILED, STOPPED, WRONG
 from vidssl.ranks import slurm
-from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt, Registry
+from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt, Registry, RunError
 
 LAUNCHERS = Registry("launcher", "vidssl.ranks.submit")
 OURS = {  # options of sbatch that follow from other keys
@@ -227,7 +227,10 @@ class Job:
 
     def _fail(self, error: BaseException) -> None:
         """Submitit would end the process as if all were well."""
-        traceback.print_exception(error)
+        if isinstance(error, (ConfigError, RunError)):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         output = Path(self.output)
         if records.read_json(output / "run.json").get("status") == "submitted":  # the work has not begun, so is silent
             records.end(output, "failed", str(error) or type(error).__name__)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import resource
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidssl.engine import records
-from vidssl.registry import ConfigError
+from vidssl.engine import disk, records
+from vidssl.registry import ConfigError, RunError
 
 
 class FailedBefore(Exception):
@@ -38,9 +39,11 @@ def main(
     if launched:
         config = processes.adopted(config)
     names, again = task_names(config), _reports_again(config, output)
-    problems = check(config) + ([] if again else records.folder_problems(config, output))
+    known: dict = {}
+    problems = check(config, known) + records.unwritable(output, names)
+    problems += [] if again else records.folder_problems(config, output, partial(_what_moved, known))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))
     if config["check_only"]:
         from vidssl.run.estimate import estimate
 
@@ -69,6 +72,15 @@ def main(
     else:
         result = _in_many_processes(config, output, arguments)
     return _score(config, result, names)
+
+
+def _what_moved(known: dict, then: dict[str, Any]) -> str | None:
+    """What differs between the splits as they are listed now and as a run's record has them. known: see check."""
+    from vidssl.data.manifest import differences, identity
+
+    listings = {split: listing for (_, split), listing in known.items() if split in then}
+    found = {split: differences(identity(listing), then[split]) for split, listing in listings.items()}
+    return "; ".join(f"{split} split: {told}" for split, told in found.items() if told) if found else None
 
 
 def _reports_again(config: dict[str, Any], output: Path) -> bool:
@@ -101,7 +113,8 @@ def work(config: dict[str, Any], output: str, command: list[str], overrides: lis
     if distributed.rank() > 0:
         distributed.barrier()  # the folder is ready
         return run_tasks(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with records.only_here(folder):
         records.begin(folder, config, command, overrides)
         distributed.barrier()
@@ -166,12 +179,27 @@ def run_tasks(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except (ConfigError, distributed.Stopped):
         raise
     except Exception as error:
-        told = distributed.translate_error(error)
-        log.error(f"{type(told).__name__}: {told}")
+        told = _explained(error, config, folder)
+        if isinstance(told, RunError):
+            log.note(f"error: {told}")
+        elif not isinstance(told, distributed.Stopped):
+            log.error(f"{type(told).__name__}: {told}")
         raise told from (None if told is error else error)
     finally:
         log.close()
     return result
+
+
+def _explained(error: Exception, config: dict[str, Any], folder: Path) -> Exception:
+    """The error, or one that says in a line what it means: a worker or another rank is gone, a disk is full."""
+    from vidssl.data.loader import worker_lost
+    from vidssl.engine import distributed
+
+    kept = [config["data"][key] for key in ("index_folder", "cache_folder") if config["data"][key]]
+    places = (folder, *map(Path, kept))
+    return (
+        worker_lost(error, config["data"]) or disk.translate_error(error, places) or distributed.translate_error(error)
+    )
 
 
 def _header(run: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from vidssl.build import UNTRAINED
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing, too_many_omissions
 from vidssl.data.sources import SOURCES
-from vidssl.engine import distributed
+from vidssl.engine import disk, distributed, records
 from vidssl.engine.checkpoint import Weights, load_backbone
 from vidssl.engine.device import Precision
 from vidssl.engine.loop import TrainerOptions
@@ -29,6 +30,7 @@ from vidssl.registry import (
     Seed,
     UnitInterval,
     check_options,
+    expand_home,
     read_options,
 )
 from vidssl.tasks import TASKS, Task
@@ -118,6 +120,7 @@ def check(config: dict[str, Any], known: Listings | None = None) -> list[str]:
     known = {} if known is None else known
     problems += _data(config, tasks, known)
     problems += _rates(config)
+    problems += _folders(config, names)
     problems += _checkpoint(config, tasks, known)
     problems += _chain(tasks)
     if "report" in tasks:
@@ -150,6 +153,15 @@ def _devices(config: dict[str, Any]) -> list[str]:
         problems.append("compile=graphs: CUDA graphs need a GPU; allowed here: false, true")
     if config["precision"] == "fp16" and not on_cuda:
         problems.append("precision=fp16: needs a GPU; allowed here: auto, fp32, bf16")
+    return problems
+
+
+def _folders(config: dict[str, Any], names: list[str]) -> list[str]:
+    """Whether files can be written where the user wants them."""
+    problems = [] if config["output"] is None else records.unwritable(Path(expand_home(config["output"])), names)
+    for key in ("index_folder", "cache_folder"):
+        if config["data"][key] is not None:
+            problems += disk.unwritable(f"data.{key}", Path(expand_home(config["data"][key])))
     return problems
 
 

@@ -22,10 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vidssl.engine import disk
 from vidssl.engine.records import DONE, FAILED, STOPPED, WRONG
 from vidssl.engine.text import print_any_name
 from vidssl.ranks import slurm
-from vidssl.registry import ConfigError, expand_home, nearest, unknown
+from vidssl.registry import ConfigError, RunError, expand_home, nearest, unknown
 from vidssl.run.words import globs_in_full, is_multirun, overrides, parsed, paths_as_typed, quoted, values_of
 
 OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
@@ -61,7 +62,10 @@ def run(main: Callable[[], Any], home: Path) -> int:
             word.startswith(("--", "-h", "-c")) and word != "--multirun" for word in words
         ):
             sys.argv[1:] = prepare_sweep(words, home)
-        main()
+        try:
+            main()
+        except OSError as error:  # Hydra makes the folder before a job's own checks
+            return _refuse(_unmade_folder(error, home))
         _finish()
     except ConfigError as error:
         _failures.append((sys.argv[1:], error))
@@ -108,15 +112,32 @@ def _status(error: Exception) -> int:
 
 
 def _tell(error: Exception) -> None:
-    from vidssl.engine.distributed import PeerLost
-    from vidssl.ranks.processes import RankLost
     from vidssl.ranks.submit import FailedJobs
     from vidssl.run.app import FailedBefore
 
-    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, PeerLost, RankLost)):
+    error = disk.translate_error(error) or error
+    if _status(error) == WRONG or isinstance(error, (FailedBefore, FailedJobs, RunError)):
         _refuse(getattr(error, "problems", [str(error)]))
     else:
         traceback.print_exception(error)
+
+
+def _unmade_folder(error: OSError, home: Path) -> list[str]:
+    """Every mistake of a command whose folder Hydra could not make; the folder itself where no key names it."""
+    if error.filename is None or disk.cannot_be_made(Path(error.filename)) is None:
+        raise error
+    problems = explain(sys.argv[1:], home)
+    typed = [parsed(word) for word in overrides(sys.argv[1:]) if word.startswith("output=")]
+    problems += disk.unwritable("output", Path(expand_home(str(typed[-1].value())))) if typed else []
+    return list(dict.fromkeys(problems)) + _unmade(Path(error.filename), problems)
+
+
+def _unmade(folder: Path, problems: list[str]) -> list[str]:
+    """A line if a folder that no key names cannot be made."""
+    reason = disk.cannot_be_made(folder)
+    if reason is None or any(problem.startswith("output=") for problem in problems):
+        return []
+    return [f"{disk.shown(folder)}: cannot be made ({reason}); give output=FOLDER, one that can be written"]
 
 
 def _refuse(problems: list[str]) -> int:
@@ -325,6 +346,7 @@ def prepare_sweep(words: list[str], home: Path) -> list[str]:
     configs, known = [_compose(job, home) for job in jobs], {}
     problems = [problem for config in configs for problem in _check(config, known)]
     problems += _moving_folder(words, jobs, home)
+    problems += _unmade(Path(hydra.sweep.dir), problems)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return _with_folder(words, [config.output for config in configs], hydra.sweep, is_basic)

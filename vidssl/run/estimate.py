@@ -11,11 +11,12 @@ from vidssl import build
 from vidssl.data.cache import not_made
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing, omissions
+from vidssl.engine.disk import human
 from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import read_options
 from vidssl.run.check import task_names
 from vidssl.tasks import TASKS
-from vidssl.tasks.costs import Cost, Costs, human, operations, pluralize
+from vidssl.tasks.costs import Cost, Costs, operations, pluralize
 
 
 def estimate(config: dict[str, Any], output: Path) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from vidssl import build
 from vidssl.build import Run
 from vidssl.clips import ClipPlan
-from vidssl.data.manifest import Listing, Manifest, absent_classes, omissions, too_many_omissions
-from vidssl.engine import distributed
+from vidssl.data.manifest import Listing, Manifest, absent_classes, differences, identity, omissions, too_many_omissions
+from vidssl.engine import distributed, records
 from vidssl.registry import ConfigError, read_options
 from vidssl.tasks import TASKS, Task
 
@@ -36,10 +36,33 @@ def preflight(run: Run, names: Sequence[str]) -> None:
             if split != "train":
                 problems += too_many_omissions(split, files, videos, build.data_options(run).most_missing)
     if not problems and distributed.rank() == 0:
+        problems = _other_data(run, tasks)
+    if not problems and distributed.rank() == 0:
         problems = [problem for task in tasks for problem in _tried(run, task)]
     problems = distributed.broadcast_object(list(dict.fromkeys(problems)))
     if problems:
         raise ConfigError(problems)
+
+
+def _other_data(run: Run, tasks: Sequence[Task]) -> list[str]:
+    """Keep which data the run reads; what is wrong where they come from another place than before and are not equal."""
+    known = records.data_record(run.output)
+    splits = {split: identity(build.listing(run, split)) for task in tasks for split in task.splits}
+    for task in tasks:
+        splits |= {split: splits[split] | {"sizes": videos.sizes} for split, videos in manifests(run, task)}
+    moved = bool(known) and records.holds_work(run.output) and known["places"] != records.places(run.config)
+    if moved:
+        changed = {split: differences(now, known["splits"].get(split, now)) for split, now in splits.items()}
+        root = run.config["dataset"].get("root")
+        problems = [
+            f"dataset.root={root}: {split} split: {told} than when the run began; choose another folder"
+            for split, told in changed.items() if told
+        ]  # fmt: skip
+        if problems:
+            return problems
+        run.log.say(f"the same data set at another place: {records.elsewhere(run.config)}")
+    records.note_data(run.output, run.config, splits)
+    return []
 
 
 def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest) -> list[str]:

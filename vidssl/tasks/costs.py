@@ -18,6 +18,7 @@ from vidssl.backbones.blocks import BACKBONES
 from vidssl.build import ClipOptions, TrainOptions
 from vidssl.clips import Batch
 from vidssl.data.manifest import Listing
+from vidssl.engine.disk import human
 from vidssl.engine.optim import OPTIMIZERS
 from vidssl.learner import Learner
 from vidssl.methods.contrast import MomentumEncoder, Queue
@@ -237,14 +238,6 @@ def memory_lines(learner: Learner, optimizer: Sizes) -> list[str]:
     counted = ", ".join(f"{name} {sum(p.numel() for p in part):,}" for name, part in numbers.items() if part)
     listed = ", ".join(f"{name} {human(size)}" for name, size in taken.items() if size)
     return [f"  parameters: {counted}", f"  memory per rank: {listed}; activations are not counted"]
-
-
-def human(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
 
 
 def pluralize(count: int, what: str) -> str:
