@@ -150,6 +150,15 @@ def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
     )
 
 
+def misfits(weights: Weights, section: dict) -> list[str]:
+    """Reasons why weights do not fit the backbone of a configuration section; empty if they do."""
+    try:
+        load_backbone(weights, BACKBONES.build(section))
+    except ConfigError as error:
+        return error.problems if weights.section else [misfit(weights, section)]
+    return []
+
+
 def misfit(weights: Weights, wanted: dict) -> str:
     """Why weights of an unknown backbone do not fit `wanted`, and which backbones are in them or nearest to them."""
     sizes = {name: value.shape for name, value in weights.backbone.items()}

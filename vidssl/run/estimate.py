@@ -13,8 +13,7 @@ from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing, omissions
 from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import read_options
-from vidssl.run.check import task_names
-from vidssl.tasks import TASKS
+from vidssl.run.check import read_tasks
 from vidssl.tasks.costs import Cost, Costs, human, operations, pluralize
 
 
@@ -34,9 +33,7 @@ def estimate(config: dict[str, Any], output: Path) -> list[str]:
 
 def task_costs(costs: Costs) -> list[Cost]:
     """Of every task, in their order."""
-    config = costs.config
-    tasks = {name: TASKS.get(name)(**read_options(TASKS.get(name), config[name])) for name in task_names(config)}
-    return [task.estimate(name, costs) for name, task in tasks.items()]
+    return [task.estimate(name, costs) for name, task in read_tasks(costs.config).items()]
 
 
 def left_out(listings: Mapping[str, Listing]) -> list[str]:
