@@ -85,7 +85,7 @@ class Run:
     @property
     def precision(self) -> devices.Precision:
         """In which networks compute here."""
-        return devices.settled(self.config["precision"], self.device)
+        return devices.resolve_precision(self.config["precision"], self.device)
 
     def state_file(self, task: str) -> Path:
         return self.output / state_name(self.config, task)
