@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HOME, launch, make_video, slow
-from vidssl.run.command import DONE, STOPPED, WRONG, run
+from vidssl.data.loader import DataOptions
+from vidssl.methods.fame import FAME
+from vidssl.run.check import RunOptions
+from vidssl.run.command import DONE, STOPPED, WRONG, explain, register_resolvers, run
 
-# words, what the answer has to hold
+# words -> what the answer contains
 MISTAKES = {
     "unknown method": (["method=fmae"], ["method=fmae", "Did you mean fame?", "moco"]),
     "unknown backbone": (["backbone=r3d_18"], ["backbone=r3d_18", "Did you mean r3d18?", "tiny"]),
@@ -49,6 +52,16 @@ MISTAKES = {
     "sweep that is not there": (["sweeps=fame_betta"], ["sweeps=fame_betta", "demo"]),
     "nodes": (["nodes=2"], ["nodes=2", "launcher=local"]),
 }  # fmt: skip
+
+
+def test_removed_keys_are_answered_with_what_replaces_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = {"workers": RunOptions, "data.threads": DataOptions, "method.alpha": FAME}
+    for key, options in removed.items():
+        monkeypatch.setattr(options, "removed", {key.split(".")[-1]: f"see {key}"}, raising=False)
+    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
+    register_resolvers()
+    problems = explain([f"{key}=1" for key in removed], HOME)
+    assert problems == [f"{key}=1: this key was removed; see {key}" for key in removed]
 
 
 # In the fast suite: every way in which vidssl.run.command finds a mistake, and some that the check finds

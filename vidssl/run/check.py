@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -28,10 +28,12 @@ from vidssl.registry import (
     FilePath,
     PositiveFloat,
     PositiveInt,
+    Registry,
     Seed,
     UnitInterval,
     check_options,
     read_options,
+    schema,
 )
 from vidssl.tasks import TASKS, Context, Task
 
@@ -65,6 +67,20 @@ class RunOptions:
     data: DataOptions
     trainer: TrainerOptions
     launcher: Annotated[dict, LAUNCHERS]
+
+
+def options_of(section: str, part: str | None = None) -> Any:
+    """Class or function whose options a section of the configuration sets; RunOptions for a top-level key.
+
+    part: the section's `name`, for parts that are chosen by name; without it the answer for them is None.
+    """
+    if section in TASKS.names():
+        return TASKS.get(section)
+    annotation = schema(RunOptions).get(section, RunOptions)
+    registry = next((each for each in get_args(annotation) if isinstance(each, Registry)), None)
+    if registry is not None:
+        return registry.get(part) if part in registry.names() else None
+    return annotation if is_dataclass(annotation) else RunOptions
 
 
 def task_names(config: dict[str, Any]) -> list[str]:

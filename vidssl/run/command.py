@@ -233,7 +233,7 @@ def expand(words: list[str], home: Path) -> list[str]:
     expanded = []
     for word in words:
         group = word.split("=")[0]
-        tasks = [name for name, section in config.items() if isinstance(section, DictConfig) and group in section]
+        tasks = [str(name) for name, each in config.items() if isinstance(each, DictConfig) and group in each]
         expanded.append(f"{group}@{tasks[0]}.{word}" if word in short and tasks else word)
     return expanded
 
@@ -419,7 +419,7 @@ def _check(config: DictConfig, known: dict) -> list[str]:
 
 def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     first = key.split(".")[0]
-    if instead := _instead_of(key):
+    if instead := _instead_of(key, config):
         return f"{word}: this key was removed; {instead}"
     if first in _options(home, "task") and first not in config:
         tasks = [str(name) for name in config if name in _options(home, "task")]
@@ -437,17 +437,19 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
 
 
-def _instead_of(key: str) -> str | None:
-    """What to do in place of a task's option of earlier versions."""
-    from vidssl.tasks import TASKS
+def _instead_of(key: str, config: DictConfig | None = None) -> str | None:
+    """What to do instead of setting a key of an earlier version; options list such keys as `removed`."""
+    from vidssl.run.check import RunOptions, options_of
 
-    task, _, option = key.partition(".")
-    removed = getattr(TASKS.get(task), "removed", {}) if task in TASKS.names() else {}
-    return removed.get(option.split(".")[0])
+    name, _, option = key.partition(".")
+    section = config.get(name) if config is not None else None
+    part = section.get("name") if isinstance(section, DictConfig) else None
+    options = options_of(name, part)
+    return getattr(options, "removed", {}).get(name if options is RunOptions else option.split(".")[0])
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in config:
+    for name in map(str, config):
         yield f"{prefix}{name}"
         node = config._get_node(name)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
