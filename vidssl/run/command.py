@@ -283,8 +283,8 @@ def explain(words: list[str], home: Path) -> list[str]:
             problems.append(f"{word}: several values; for a list quote it, '{group}=[{choice}]', for many runs add -m")
         else:
             groups.append(word)
-    config, found = _compose_all(groups, home)
-    problems += found
+    config, more = _compose_all(groups, home)
+    problems += more
     if config is None:
         return problems
     good = list(groups)
@@ -296,8 +296,8 @@ def explain(words: list[str], home: Path) -> list[str]:
             good.append(word)
         else:
             problems.append(_unknown_key(config, key, word, home))
-    config, found = _compose_all(good, home)
-    problems += found
+    config, more = _compose_all(good, home)
+    problems += more
     if config is not None and not doubtful:
         problems += _check(config, {})
     return list(dict.fromkeys(problems))
