@@ -19,16 +19,17 @@ test-all: .venv/ready ## all tests; those on a SLURM need root and tests/slurm/c
 compare: .venv/ready ## ours against other loaders and released forms (15 minutes); ARGS="data --files DIR" for a part
 	$(BIN)/python -m tests.compare $(ARGS)
 
-check: .venv/ready ## lint and formatting
+check: .venv/ready ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-format: .venv/ready ## mend what lint and formatting can mend
+format: .venv/ready ## fix what lint and formatting can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:           ## remove the environment and caches; runs and data stay
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

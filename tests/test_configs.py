@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,12 @@ def test_tasks_run_in_the_order_in_which_they_are_named() -> None:
 def test_a_data_set_whose_classes_have_sides_is_not_mirrored() -> None:
     assert composed()["pretrain"]["augmentation"]["crop"]["flip"] == 0.0
     assert composed("dataset=synthetic_scenes")["pretrain"]["augmentation"]["crop"]["flip"] == 0.5
+
+
+def test_the_comments_of_config_yaml_list_the_choices_of_each_group() -> None:
+    lines = (HOME / "conf/config.yaml").read_text().splitlines()
+    for group in ("backbone", "method", "protocol", "recipe", "dataset"):
+        (comment,) = [line.partition("#")[2] for line in lines if line.startswith(f"  - {group}: ")]
+        assert sorted(re.split("[:;]", comment)[0].split()) == options(group), group
+    above = lines[next(i for i, line in enumerate(lines) if line.startswith("  - task: ")) - 1]
+    assert sorted(above.removeprefix("  #").split(",")[0].split()) == options("task")

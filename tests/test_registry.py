@@ -82,14 +82,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_each_wrong_value_is_told_with_key_and_what_is_allowed(name: str) -> None:
+def test_each_wrong_value_is_reported_with_key_and_what_is_allowed(name: str) -> None:
     value, message = WRONG[name]
     problems = PARTS.check({"name": "example", **GOOD, name: value}, "part")
     with pytest.raises(ConfigError, match=message):
         raise ConfigError(problems)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     section = {"name": "example", **GOOD, "share": 2, "kind": "x", "inner": {"size": 1, "nmae": 1}, "extra": 1}
     del section["flag"]
     problems = PARTS.check(section, "part")
@@ -171,9 +171,9 @@ def test_a_broken_file_takes_away_only_its_own_parts_and_is_named(
     ],
 )
 def test_numbers_and_paths_that_nothing_can_take_are_refused(value: object, annotation: object, problem: str) -> None:
-    (told,) = check_value(value, annotation, "key")
-    assert told.startswith("key=")
-    assert problem in told
+    (line,) = check_value(value, annotation, "key")
+    assert line.startswith("key=")
+    assert problem in line
 
 
 @pytest.mark.parametrize("annotation", [str, FilePath, FilePath | None, PositiveInt, Literal["a", "b"], list[str]])

@@ -85,7 +85,7 @@ class Run:
     @property
     def precision(self) -> devices.Precision:
         """In which networks compute here."""
-        return devices.settled(self.config["precision"], self.device)
+        return devices.resolve_precision(self.config["precision"], self.device)
 
     def state_file(self, task: str) -> Path:
         return self.output / state_name(self.config, task)
@@ -148,6 +148,15 @@ def backbone_mismatch(checkpoint: str, found: dict, wanted: dict) -> str:
     return (
         f"checkpoint={checkpoint}: holds another backbone than {wanted['name']}; add backbone={found['name']}{options}"
     )
+
+
+def misfits(weights: Weights, section: dict) -> list[str]:
+    """Reasons why weights do not fit the backbone of a configuration section; empty if they do."""
+    try:
+        load_backbone(weights, BACKBONES.build(section))
+    except ConfigError as error:
+        return error.problems if weights.section else [misfit(weights, section)]
+    return []
 
 
 def misfit(weights: Weights, wanted: dict) -> str:

@@ -1,7 +1,7 @@
-"""Names in the configuration -> what they build, and what may stand under them.
+"""Registries of configurable parts, and the check of options against type annotations.
 
 The keyword-only parameters of a registered class or function are its schema: their annotations say what is allowed,
-the YAML file of the same name says the values. Neither is written twice.
+the YAML file of the same name holds the values. Neither is written twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MISSING = "???"  # how OmegaConf writes a value that the user has to give
 
 
 class ConfigError(ValueError):
-    """What was asked for cannot run. Holds every problem that was found, one line each: key, value, what is allowed."""
+    """A configuration or an input cannot be used. `problems`: one line each, with key, value and what is allowed."""
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -35,7 +35,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Within:
-    """Bounds of a number, as an interval: Within("[0, 1)"), Within("[1, inf)")."""
+    """Bounds of a number as an interval: Within("[0, 1)"), Within("[1, inf)")."""
 
     interval: str
 
@@ -52,7 +52,7 @@ class Within:
 
 
 class OnDisk:
-    """A text that names a file or folder; ~ and ~user in front stand for home folders."""
+    """Path of a file or folder; ~ and ~user at its beginning are home folders."""
 
     def problems(self, path: str, key: str) -> list[str]:
         if path.startswith("~") and expand_home(path) == path:
@@ -65,13 +65,13 @@ class OnDisk:
 
 
 def expand_home(path: str) -> str:
-    """The path with ~ and ~user in front replaced; as it is where there is no such user."""
+    """Replace ~ and ~user at the beginning of a path; unchanged if there is no such user."""
     return os.path.expanduser(path)
 
 
 LARGEST = {int: 2**63 - 1, float: sys.float_info.max}  # of int64 and float64
 FilePath = Annotated[str, OnDisk()]  # vidssl.run.words lists the names of the keys
-Seed = Annotated[int, Within("[0, 4294967295]")]  # 32 bits, which every random generator takes
+Seed = Annotated[int, Within("[0, 4294967295]")]  # 32 bits, which every random generator accepts
 PositiveInt = Annotated[int, Within("[1, inf)")]
 NonNegativeInt = Annotated[int, Within("[0, inf)")]
 UnitInterval = Annotated[float, Within("[0, 1]")]
@@ -80,7 +80,7 @@ NonNegativeFloat = Annotated[float, Within("[0, inf)")]
 
 
 class Registry:
-    """One kind of part: methods, backbones, ...; the modules of `home` are imported when it is first asked."""
+    """Parts of one kind by name: methods, backbones, ...; the modules of `home` are imported at first use."""
 
     def __init__(self, kind: str, home: str):
         self.kind, self.home = kind, home
@@ -112,7 +112,7 @@ class Registry:
         return unknown(key, name, self.names(), "names") + broken
 
     def check(self, section: Any, key: str) -> list[str]:
-        """Problems of a configuration section `{name: ..., option: ...}` that stands under `key`."""
+        """Problems of the configuration section `{name: ..., option: ...}` under `key`."""
         if not isinstance(section, dict) or "name" not in section:
             return [f"{key}={section!r}: choose one of {', '.join(self.names())}"]
         name = section["name"]
@@ -121,12 +121,12 @@ class Registry:
         return check_options(self.get(name), {k: v for k, v in section.items() if k != "name"}, key)
 
     def build(self, section: dict, *parts: Any) -> Any:
-        """The part that a checked section names, given the runtime objects it works with and its options."""
+        """Build the part that a checked section names. parts: runtime objects, passed before the section's options."""
         make = self.get(section["name"])
         return make(*parts, **read_options(make, {k: v for k, v in section.items() if k != "name"}))
 
     def _fill(self) -> None:
-        """Import the modules of `home`. A broken one takes away only its own parts: it is named, once."""
+        """Import the modules of `home`. A broken one is reported once and only its own parts are missing."""
         if self._filled:
             return
         self._filled = True
@@ -135,23 +135,23 @@ class Registry:
             name = f"{self.home}.{module.name}"
             try:
                 importlib.import_module(name)
-            except Exception as error:  # whatever a module does when it is imported
+            except Exception as error:  # a module may raise anything when it is imported
                 self.broken[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 print(f"warning: {name} cannot be imported ({self.broken[name]})", file=sys.stderr)
 
 
-def nearest(given: Any, allowed: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The allowed word that is most like the given one: first of all, one with its letters in another order."""
-    near = get_close_matches(str(given), list(allowed), n=5, cutoff=cutoff)
-    return min(near, key=lambda word: sorted(word) != sorted(str(given)), default=None)
+def nearest(value: Any, allowed: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Allowed word that is most similar to a value; anagrams come first. None if none is similar."""
+    near = get_close_matches(str(value), list(allowed), n=5, cutoff=cutoff)
+    return min(near, key=lambda word: sorted(word) != sorted(str(value)), default=None)
 
 
-def unknown(key: str, given: Any, allowed: Iterable[str], noun: str = "values") -> str:
-    """One line about a word that is not among the allowed ones, with the nearest of them."""
+def unknown(key: str, value: Any, allowed: Iterable[str], noun: str = "values") -> str:
+    """Message about a value that is not among the allowed ones, with the nearest of them."""
     allowed = sorted(allowed)
-    near = nearest(given, allowed)
+    near = nearest(value, allowed)
     hint = f" Did you mean {near}?" if near else ""
-    return f"{key}={given}: no such {noun.rstrip('s')}.{hint} Allowed {noun}: {', '.join(allowed)}"
+    return f"{key}={value}: no such {noun.rstrip('s')}.{hint} Allowed {noun}: {', '.join(allowed)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def unknown(key: str, given: Any, allowed: Iterable[str], noun: str = "values") 
 
 @cache
 def schema(make: Callable) -> dict[str, Any]:
-    """Option name -> annotation, of what may be given to `make` from the configuration."""
+    """Options that the configuration may set of `make`: name -> annotation."""
     target = make.__init__ if inspect.isclass(make) and not is_dataclass(make) else make
     if is_dataclass(make):
         hints = get_type_hints(make, include_extras=True)
@@ -171,7 +171,7 @@ def schema(make: Callable) -> dict[str, Any]:
 
 
 def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str]:
-    """Problems of the options that stand under `key`: unknown, missing, wrong type, out of range.
+    """Problems of the options under `key`: unknown, missing, wrong type, out of range.
 
     make.removed: options of earlier versions -> what to do instead.
     """
@@ -191,7 +191,7 @@ def check_options(make: Callable, options: dict[str, Any], key: str) -> list[str
 
 
 def check_value(value: Any, annotation: Any, key: str) -> list[str]:
-    """Problems of one value."""
+    """Problems of the value of one key."""
     if value == MISSING:
         return [f"{key}: missing; give {key}=..."]
     if isinstance(value, str) and not value.strip() and annotation is not Any:
@@ -210,27 +210,24 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         if value is None and type(None) in inner:
             return []
         options = [check_value(value, option, key) for option in inner if option is not type(None)]
-        nearest = min(options, key=len)
-        return nearest if len(options) == 1 or not nearest else [f"{key}={value}: must be {_describe(annotation)}"]
+        fewest = min(options, key=len)
+        return fewest if len(options) == 1 or not fewest else [f"{key}={value}: must be {_describe(annotation)}"]
     if origin is Literal:
         return [] if value in inner else [unknown(key, value, map(str, inner))]
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
             return [f"{key}={value}: must be {_describe(annotation)}"]
-        if origin is tuple and inner[-1] is not Ellipsis:
-            if len(value) != len(inner):
-                return [f"{key}={list(value)}: must be {_describe(annotation)}"]
-            kinds = inner
-        else:
-            kinds = [inner[0]] * len(value)
+        kinds = _kinds(origin, inner, len(value))
+        if len(value) != len(kinds):
+            return [f"{key}={list(value)}: must be {_describe(annotation)}"]
         pairs = zip(value, kinds, strict=True)
         return [problem for i, (item, kind) in enumerate(pairs) for problem in check_value(item, kind, f"{key}[{i}]")]
-    if is_dataclass(annotation):
+    if _is_section(annotation):
         if not isinstance(value, dict):
             return [f"{key}={value}: must be a section with the keys {', '.join(schema(annotation))}"]
         return check_options(annotation, value, key)
     largest = LARGEST.get(annotation) if _is_number(value) else None
-    if largest is not None and not abs(value) <= largest:  # nan is not, either
+    if largest is not None and not abs(value) <= largest:  # nan is refused as well
         return [f"{key}={value}: must be {_describe(annotation)} of at most {largest}"]
     fits = {
         bool: isinstance(value, bool),
@@ -240,6 +237,15 @@ def check_value(value: Any, annotation: Any, key: str) -> list[str]:
         dict: isinstance(value, dict),
     }[annotation]
     return [] if fits else [f"{key}={value}: must be {_describe(annotation)}"]
+
+
+def _is_section(annotation: Any) -> bool:
+    return is_dataclass(annotation)
+
+
+def _kinds(origin: Any, inner: tuple[Any, ...], length: int) -> tuple[Any, ...]:
+    """Annotations of the items of a list[T], tuple[T, ...] or tuple[T, U] with `length` items."""
+    return inner if origin is tuple and inner[-1] is not Ellipsis else (inner[0],) * length
 
 
 def _is_number(value: Any) -> bool:
@@ -263,7 +269,7 @@ def _describe(annotation: Any) -> str:
 
 
 def read_options(make: Callable, options: dict[str, Any]) -> dict[str, Any]:
-    """Checked plain values as their annotations want them: tuples for lists, dataclasses for sections."""
+    """Convert checked plain values to their annotated types: tuples for lists, dataclasses for sections."""
     known = schema(make)
     return {name: _read(value, known[name]) for name, value in options.items()}
 
@@ -278,8 +284,7 @@ def _read(value: Any, annotation: Any) -> Any:
         fitting = [option for option in inner if option is not type(None) and not check_value(value, option, "")]
         return _read(value, fitting[0]) if fitting else value
     if origin in (list, tuple):
-        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
-        return tuple(_read(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if is_dataclass(annotation):
+        return tuple(_read(item, kind) for item, kind in zip(value, _kinds(origin, inner, len(value)), strict=True))
+    if _is_section(annotation):
         return annotation(**read_options(annotation, value))
     return float(value) if annotation is float else value

@@ -15,8 +15,8 @@ from vidssl.engine.device import (
     described,
     known_faults,
     pad_short_clips,
-    settled,
-    wants_channels_last,
+    resolve_precision,
+    use_channels_last,
 )
 from vidssl.registry import ConfigError
 
@@ -28,17 +28,17 @@ def test_auto_is_bf16_on_gpus_that_have_it(
     capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert settled("auto", GPU) == expected
-    assert settled("fp16", GPU) == "fp16"
-    assert wants_channels_last("auto", settled("auto", GPU), GPU) is (expected == "bf16")
+    assert resolve_precision("auto", GPU) == expected
+    assert resolve_precision("fp16", GPU) == "fp16"
+    assert use_channels_last("auto", resolve_precision("auto", GPU), GPU) is (expected == "bf16")
 
 
 def test_a_cpu_computes_as_every_other_unless_told() -> None:
-    assert settled("auto", CPU) == "fp32"
-    assert settled("bf16", CPU) == "bf16"
-    assert wants_channels_last("auto", "bf16", CPU) is False
-    assert wants_channels_last(True, "fp32", CPU) is True
-    assert wants_channels_last(False, "bf16", GPU) is False
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    assert use_channels_last("auto", "bf16", CPU) is False
+    assert use_channels_last(True, "fp32", CPU) is True
+    assert use_channels_last(False, "bf16", GPU) is False
 
 
 def test_batches_come_in_order_and_the_end_is_the_end() -> None:

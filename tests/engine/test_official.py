@@ -305,9 +305,9 @@ def test_parts_that_depend_on_the_release_are_left_aside_by_name(tmp_path: Path)
     assert weights.ignored["somebody.elses"] == "unknown part"
     assert weights.ignored["transformer_decoder.layers.1.norm3.bias"] == "FIMA's local branch"
     assert weights.ignored["motion_queue_ptr"] == "queue"
-    assert weights.ignored["encoder_k.stem.0.weight"] == "twin"
+    assert weights.ignored["encoder_k.stem.0.weight"] == "momentum encoder"
     assert "222 tensors matched; left aside: " in report.lines()[0]
-    assert "222 twin" in report.lines()[0]
+    assert "222 momentum encoder" in report.lines()[0]
 
     state = entries("be/i3d_pretrain") | {f"painting_{part}.conv.weight": torch.zeros(1) for part in ("Gen", "Dis")}
     weights, _, _ = load(wrapped("be/i3d_pretrain", state), tmp_path)

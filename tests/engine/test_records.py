@@ -94,3 +94,11 @@ def test_a_full_disk_has_room_for_how_the_run_ended(run: Path, monkeypatch: pyte
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "no space left")
     assert not list(run.glob(".run.json.*"))
+
+
+def test_the_record_names_the_commit_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(records.__file__).resolve().parents[2]
+    assert (home / "launch.py").exists()
+    if not (home / ".git").exists():
+        pytest.skip("this copy of the code has no history")
+    assert len(records.git()["commit"]) == 40

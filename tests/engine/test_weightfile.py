@@ -107,7 +107,7 @@ class Meter:
 def test_an_object_in_the_way_is_named_with_what_to_do(value: Any, name: str, legacy: bool, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(saved(value, _use_new_zipfile_serialization=not legacy))
     line = refused(tmp_path / "a.pth")
-    assert f"it holds {name}, which is neither tensor, number nor text" in line
+    assert f"it holds {name}, which is neither tensor, number nor string" in line
     assert "write the weights alone to a new file" in line
 
 
@@ -149,17 +149,17 @@ def script() -> bytes:
         (b'{"weights": 1}', "not a PyTorch file"),
         (bytes(4000), "not a PyTorch file"),
         (b"\x1f\x8b\x08\x00 and so on", "not a PyTorch file"),
-        (b"PK\x03\x04 and nothing more", "damaged or not whole: the end of its zip archive"),
+        (b"PK\x03\x04 and nothing more", "damaged or incomplete: the end of its zip archive"),
         (npz(), "not a PyTorch file, but another zip archive, of 'a.npy'"),
         (script(), "a program of TorchScript, not weights"),
         (pickle.dumps({"w": np.zeros(3)}), "a pickle that torch.save did not write; write the weights alone"),
-        (saved(WEIGHTS)[:-100], "damaged or not whole"),
-        (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:-8], "damaged or not whole"),
-        (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:100], "damaged or not whole"),
-        (rewritten(saved(WEIGHTS), lambda pickled: pickled[:20]), "damaged or not whole"),
+        (saved(WEIGHTS)[:-100], "damaged or incomplete"),
+        (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:-8], "damaged or incomplete"),
+        (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:100], "damaged or incomplete"),
+        (rewritten(saved(WEIGHTS), lambda pickled: pickled[:20]), "damaged or incomplete"),
         (rewritten(saved(WEIGHTS), lambda _: b"\x80\x02\xff"), "damaged, or written with another pickle_protocol"),
         (saved({**WEIGHTS, "a": np.float64(1)}, pickle_protocol=4), "written with another pickle_protocol"),
-        ((8).to_bytes(8, "little") + b"{}", "a safetensors file that is damaged or not whole"),
+        ((8).to_bytes(8, "little") + b"{}", "a safetensors file that is damaged or incomplete"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

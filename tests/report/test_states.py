@@ -76,7 +76,7 @@ def test_nobody_is_asked_when_no_job_is_waited_for(squeue) -> None:
 @pytest.mark.parametrize("body", ["echo 7; exit 1", "exec sleep 30"])
 def test_records_are_believed_when_the_queue_cannot_be_asked(squeue, body: str, monkeypatch) -> None:
     squeue(body)
-    monkeypatch.setattr("vidssl.ranks.slurm.PATIENCE", 0.3)
+    monkeypatch.setattr("vidssl.ranks.slurm.TIMEOUT_SECONDS", 0.3)
     assert slurm.queue() is None
     assert find_states([record("submitted", "12_0"), record("running", "8")]) == ["submitted", "running"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from vidssl.methods.contrast import METHODS
 from vidssl.registry import ConfigError
 from vidssl.run.check import adopt_backbone, check
 from vidssl.run.command import WRONG
-from vidssl.tasks import TASKS
+from vidssl.tasks import TASKS, Context, Task
 
 TINY = {"name": "tiny", "width": 4}
 
@@ -56,6 +57,21 @@ def test_a_method_whose_constructor_reads_values_is_answered_in_one_line(monkeyp
     assert "\n" not in line
 
 
+@dataclass(frozen=True)
+class LastTask(Task):
+    """A task that has to be the run's last."""
+
+    def conflicts(self, context: Context) -> list[str]:
+        return [] if len(context.before("last")) == len(context.tasks) - 1 else ["last: has to be the last task"]
+
+
+def test_a_new_task_reports_its_own_conflicts_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS._parts, "last", LastTask)
+    config = composed("accelerator=cpu", "backbone.width=4", "task=pretrain")
+    assert check({**config, "last": {}}) == []
+    assert check({"last": {}, **config}) == ["last: has to be the last task"]
+
+
 def test_a_classifier_of_other_classes_is_refused_by_every_task_that_starts_from_one(tmp_path: Path) -> None:
     file = classifier(tmp_path / "last.pt", 5)
     names = [name for name in TASKS.names() if TASKS.get(name).starts_from == "classifier"]
@@ -72,8 +88,8 @@ def test_a_classifier_of_other_classes_is_refused_by_every_task_that_starts_from
 def test_a_classifier_of_as_many_other_classes_is_refused_and_one_of_more_is_not(tmp_path: Path) -> None:
     names = list(build.read_listing(composed()["dataset"], "test").classes)
     for words in (["task=test"], ["task=bias"], ["task=visualize", "visualize.kinds=[confusion]"]):
-        told = problems(*words, f"checkpoint={classifier(tmp_path / 'a.pt', 8, [f'class {n}' for n in range(8)])}")
-        (line,) = [line for line in told if line.startswith("checkpoint")]
+        lines = problems(*words, f"checkpoint={classifier(tmp_path / 'a.pt', 8, [f'class {n}' for n in range(8)])}")
+        (line,) = [line for line in lines if line.startswith("checkpoint")]
         assert "its classifier tells 8 other classes (class 0, class 1, class 2, ...), not 8 of the 8 of" in line
         assert names[0] in line
         for known in (names[::-1], ["another", *names]):

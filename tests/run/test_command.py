@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HOME, launch, make_video, slow
-from vidssl.run.command import DONE, STOPPED, WRONG, run
+from vidssl.data.loader import DataOptions
+from vidssl.methods.fame import FAME
+from vidssl.run.check import RunOptions
+from vidssl.run.command import DONE, STOPPED, WRONG, explain, register_resolvers, run
 
-# words, what the answer has to hold
+# words -> what the answer contains
 MISTAKES = {
     "unknown method": (["method=fmae"], ["method=fmae", "Did you mean fame?", "moco"]),
     "unknown backbone": (["backbone=r3d_18"], ["backbone=r3d_18", "Did you mean r3d18?", "tiny"]),
@@ -40,7 +43,7 @@ MISTAKES = {
     "missing folder": (["dataset=ucf101", "dataset.root=/x", "task=pretrain"], ["dataset.root=/x", "no such folder"]),
     "missing checkpoint": (["task=linear", "checkpoint=no/such.pt"], ["checkpoint=no/such.pt", "no such file"]),
     "no checkpoint": (["task=linear"], ["checkpoint: missing", "task=[pretrain,linear]", "checkpoint=none"]),
-    "classifier wanted": (["task=test", "checkpoint=none"], ["checkpoint=none", "classifier", "finetune"]),
+    "classifier needed": (["task=test", "checkpoint=none"], ["checkpoint=none", "classifier", "finetune"]),
     "half precision on a CPU": (["precision=fp16", "accelerator=cpu"], ["precision=fp16", "GPU", "bf16"]),
     "CUDA graphs on a CPU": (["compile=graphs", "accelerator=cpu"], ["compile=graphs", "need a GPU", "true"]),
     "contradicting probe": (["linear.features=online"], ["linear.normalize=standardize", "linear.features=cached"]),
@@ -54,6 +57,16 @@ MISTAKES = {
 }  # fmt: skip
 
 
+def test_removed_keys_are_answered_with_what_replaces_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = {"workers": RunOptions, "data.threads": DataOptions, "method.alpha": FAME}
+    for key, options in removed.items():
+        monkeypatch.setattr(options, "removed", {key.split(".")[-1]: f"see {key}"}, raising=False)
+    monkeypatch.setenv("VIDSSL_HOME", str(HOME))
+    register_resolvers()
+    problems = explain([f"{key}=1" for key in removed], HOME)
+    assert problems == [f"{key}=1: this key was removed; see {key}" for key in removed]
+
+
 # In the fast suite: every way in which vidssl.run.command finds a mistake, and some that the check finds
 AT_ONCE = (
     "unknown method", "unknown task", "unknown augmentation", "unknown key", "unknown key without a place", "added key",
@@ -65,10 +78,10 @@ AT_ONCE = (
 
 @pytest.mark.parametrize("name", [name if name in AT_ONCE else slow(name) for name in MISTAKES])
 def test_a_mistake_is_answered_with_status_2_key_and_remedy(name: str, tmp_path: Path) -> None:
-    words, told = MISTAKES[name]
+    words, expected = MISTAKES[name]
     answer = launch(words, tmp_path)
     assert answer.status == WRONG, answer.err
-    for part in told:
+    for part in expected:
         assert part in answer.err, answer.err
     assert "Traceback" not in answer.err
     assert answer.cpu_seconds < 5
@@ -76,7 +89,7 @@ def test_a_mistake_is_answered_with_status_2_key_and_remedy(name: str, tmp_path:
 
 
 def test_all_jobs_of_a_sweep_are_checked_before_the_first_works(tmp_path: Path) -> None:
-    for words, told in (
+    for words, expected in (
         (
             ["-m", "seed=0,x", "method.beta=0.5,3"],
             ["error: seed=x: must be", "error: method.beta=3: must lie in (0, 1]"],
@@ -86,7 +99,7 @@ def test_all_jobs_of_a_sweep_are_checked_before_the_first_works(tmp_path: Path) 
     ):
         answer = launch(words, tmp_path)
         assert answer.status == WRONG
-        for part in told:
+        for part in expected:
             assert part in answer.err, answer.err
         assert not list(tmp_path.rglob("run.json"))
 
@@ -99,8 +112,8 @@ def test_settings_may_stand_around_a_flag(tmp_path: Path) -> None:
     assert answer.out.count("The configuration is sound: method=moco") == 4
 
 
-def test_two_mistakes_are_both_told(tmp_path: Path) -> None:
-    for words, told in (
+def test_two_mistakes_are_both_reported(tmp_path: Path) -> None:
+    for words, expected in (
         (["method.betta=0.5", "pretrain.epochs=-1"], ["method.beta?", "pretrain.epochs=-1"]),
         (["method=fmae", "linear.epochs=x"], ["Did you mean fame?", "linear.epochs=x"]),
         (["backbone=r3d", "method.mask=x", "seed=-3"], ["backbone=r3d", "method.mask=x", "seed=-3"]),
@@ -113,7 +126,7 @@ def test_two_mistakes_are_both_told(tmp_path: Path) -> None:
     ):
         answer = launch(words, tmp_path)
         assert answer.status == WRONG
-        for part in told:
+        for part in expected:
             assert part in answer.err, answer.err
 
 
@@ -184,7 +197,7 @@ def test_a_signal_before_any_work_stops_as_one_during_it(
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_relative_paths_mean_what_they_mean_where_they_are_typed(tmp_path: Path) -> None:
@@ -204,9 +217,9 @@ def test_empty_values_are_answered_with_their_likely_cause(multirun: list[str], 
     assert answer.status == WRONG
     lines = answer.err.splitlines()
     for key in empty:
-        told = (
+        expected = (
             f"error: {key}: empty; a shell variable that is not set leaves it so; give {key}=... or leave the word out"
         )
-        assert told in lines
+        assert expected in lines
     assert len(lines) == len(empty)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".launched")] == []

@@ -229,30 +229,30 @@ def test_files_and_steps_are_those_of_a_real_run(name: str, small: list[str], tm
     answer = launch([*small, *REAL[name], "output=run"], tmp_path)
     assert answer.status == DONE, answer.err
     config = OmegaConf.to_container(OmegaConf.load(tmp_path / "run/config.yaml"))
-    found = estimate.task_costs(costs.Costs(config))
-    predicted = {file: size for part in found for file, size in part.files.items() if not file.endswith(".pt2")}
+    parts = estimate.task_costs(costs.Costs(config))
+    predicted = {file: size for part in parts for file, size in part.files.items() if not file.endswith(".pt2")}
     files = [file for file in (tmp_path / "run").iterdir() if file.suffix in (".pt", ".safetensors")]
     assert predicted == pytest.approx({file.name: file.stat().st_size for file in files}, rel=0.03)
     last = {row["task"]: row["step"] for row in read_lines(tmp_path / "run/metrics.jsonl")}
-    for task, part in zip(task_names(config), found, strict=True):
+    for task, part in zip(task_names(config), parts, strict=True):
         assert "epochs" not in config[task] or f", {last[task]} steps" in part.lines[0]
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed("task=pretrain", *TINY)
     needed = sum(parts_of("task=pretrain", *TINY)[0].files.values())
-    for free, is_told in ((2 * needed, False), (2 * needed - 1, True)):
+    for free, is_warned in ((2 * needed, False), (2 * needed - 1, True)):
         usage = namedtuple("usage", "total used free")(0, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         lines = estimate.estimate(config, Path("no/such/folder"))
-        assert any("warning" in line for line in lines) == is_told
+        assert any("warning" in line for line in lines) == is_warned
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(999, "999 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7 * 2**30, "7 GiB"), (2**43, "8 TiB")]
+    ("size", "expected"), [(999, "999 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7 * 2**30, "7 GiB"), (2**43, "8 TiB")]
 )
-def test_sizes_are_told_in_powers_of_1024(size: int, told: str) -> None:
-    assert costs.human(size) == told
+def test_sizes_are_printed_in_powers_of_1024(size: int, expected: str) -> None:
+    assert costs.human(size) == expected
 
 
 # -- as a command
@@ -270,7 +270,7 @@ def test_the_plan_of_a_recipe(tmp_path: Path) -> None:
     words = ["experiment=fame_ucf101_i3d", "dataset.root=ucf", "devices=8", "accelerator=cpu", "output=run"]
     answer = launch([*words, "check_only=true"], tmp_path)
     assert answer.status == DONE, answer.err
-    for told in (
+    for expected in (
         "The configuration is sound: method=fame backbone=i3d dataset=ucf101, seed 0, 8 ranks",
         "pretrain: 130 videos, batches of 64, 200 epochs, 400 steps",
         "25,600 videos x 2 clips of 16 x 224 x 224; a batch: 8 ranks x 1 part x 8 videos",
@@ -279,7 +279,7 @@ def test_the_plan_of_a_recipe(tmp_path: Path) -> None:
         "last.pt", "best.pt", "backbone.safetensors", "finetune.last.pt", "finetune.best.pt", "config.yaml", "run.json",
         "result.json", "metrics.jsonl", "train.log", "tensorboard/", "pictures/", "in run, where",
     ):  # fmt: skip
-        assert told in answer.out, answer.out
+        assert expected in answer.out, answer.out
     assert answer.cpu_seconds < 15
     assert not (tmp_path / "run").exists()
 
@@ -310,12 +310,12 @@ def test_copies_that_are_still_to_be_made_are_counted(tmp_path: Path) -> None:
     words = ("task=pretrain", *TINY, "dataset.train_videos=8", "pretrain.batch_size=4", f"data.cache_folder={tmp_path}")
     assert not [line for line in estimate.estimate(composed(*words), Path("run")) if "copies" in line]
     config = composed(*words, "data.cache=mjpeg", "data.cache_short=32")
-    (told,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
-    assert "first makes 8 small copies in " in told
-    folder = Path(told.partition(" in ")[2])
+    (line,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
+    assert "first makes 8 small copies in " in line
+    folder = Path(line.partition(" in ")[2])
     assert folder.name == "mjpeg-32"
     folder.mkdir(parents=True)
     paths = sorted({video.path for video in costs.Costs(config).listing("train").videos})
     (folder / "copies.jsonl").write_text("".join(f'{{"format":1,"path":"{path}"}}\n' for path in paths[:3]))
-    (told,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
-    assert "first makes 5 small copies in " in told
+    (line,) = [line for line in estimate.estimate(config, Path("run")) if "copies" in line]
+    assert "first makes 5 small copies in " in line

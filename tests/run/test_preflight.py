@@ -118,7 +118,7 @@ def test_an_evaluation_of_which_no_clip_can_be_made_is_refused_before_training(r
         preflight(run, ["linear"])
 
 
-def test_figures_say_of_how_many_listed_videos_they_are(root: Path, sound: dict[int, Path]) -> None:
+def test_results_have_the_numbers_of_used_and_listed_videos(root: Path, sound: dict[int, Path]) -> None:
     """The linear probe leaves short training videos out, on extracted features as on clips."""
     shutil.copy(sound[6], root / "train/up/0.mp4")
     (root / "test/up/0.mp4").write_bytes(b"no video")
@@ -164,7 +164,7 @@ def test_a_chain_reads_and_reports_names_that_are_not_utf8(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_training_reaches_its_figures_with_a_higher_limit(root: Path) -> None:
+def test_a_finished_training_reaches_its_metrics_with_a_higher_limit(root: Path) -> None:
     for number in range(2, 14):
         shutil.copy(root / "test/up/0.mp4", root / f"test/up/{number}.mp4")
     words = ["dataset=folder", f"dataset.root={root}", *WORDS[: -len(LINEAR)], "backbone.width=4", "output=run"]

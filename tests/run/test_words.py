@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_answered_with_the_words_to_type(text: str) -> No
         assert parsed(typed[0]).value() == text
 
 
-def test_a_word_without_a_key_is_told_so() -> None:
+def test_a_word_without_a_key_is_reported() -> None:
     assert "KEY=VALUE" in parsed("=3")
     assert "is no key" in parsed("a b=c d(")
     assert len(parsed("seed=" + "1" * 5000)) < 300
@@ -119,16 +119,16 @@ def test_every_key_that_is_a_path_is_known_without_importing_its_part() -> None:
 
 def _paths(part: Any) -> set[str]:
     """Names of a part's options that are paths, and those within its sections."""
-    found = set()
+    names = set()
     for name, annotation in schema(part).items():
         for each in _leaves(annotation):
             if isinstance(each, OnDisk):
-                found.add(name)
+                names.add(name)
             elif isinstance(each, Registry):
-                found |= {path for known in each.names() for path in _paths(each.get(known))}
+                names |= {path for known in each.names() for path in _paths(each.get(known))}
             elif hasattr(each, "__dataclass_fields__"):
-                found |= _paths(each)
-    return found
+                names |= _paths(each)
+    return names
 
 
 def _leaves(annotation: Any) -> list[Any]:
@@ -212,8 +212,8 @@ OPTUNA = find_spec("hydra_plugins") is not None and find_spec("hydra_plugins.hyd
 @pytest.mark.skipif(OPTUNA, reason="hydra-optuna-sweeper is installed")
 def test_a_sweeper_that_is_not_installed_is_answered_with_its_package() -> None:
     words = ["-m", "hydra/sweeper=optuna", "method.beta=interval(0.1,0.5)"]
-    told = "hydra/sweeper=optuna: is in a package of its own; pip install hydra-optuna-sweeper"
-    assert explain(words, HOME) == [told]
+    message = "hydra/sweeper=optuna: is in a package of its own; pip install hydra-optuna-sweeper"
+    assert explain(words, HOME) == [message]
     assert "Did you mean optuna?" in explain(["hydra/sweeper=optunna", "-m"], HOME)[0]
 
 

@@ -1,4 +1,4 @@
-"""What a device computes in, how batches get there, and what is known to go wrong."""
+"""Precision, memory format and known faults of a device; transfer of batches to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def settled(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
-    """auto: bf16 on GPUs with units for it (compute capability 8.0), fp32 elsewhere.
+def resolve_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """Precision in effect. auto: bf16 on GPUs with units for it (compute capability 8.0), fp32 elsewhere.
 
-    Not on CPUs that have such units: what runs on one CPU should give the figures of another.
+    CPUs with such units use fp32 as well, so that all CPUs give the same metrics.
     """
     if precision != "auto":
         return precision
@@ -28,13 +28,13 @@ def settled(precision: Precision | Literal["auto"], device: torch.device) -> Pre
     return "bf16" if has_units else "fp32"
 
 
-def wants_channels_last(chosen: bool | Literal["auto"], precision: Precision, device: torch.device) -> bool:
-    """auto: for convolutions in half precision on GPUs."""
-    return device.type == "cuda" and precision in HALF if chosen == "auto" else chosen
+def use_channels_last(option: bool | Literal["auto"], precision: Precision, device: torch.device) -> bool:
+    """Whether convolutions use the channels-last format. auto: in half precision on GPUs."""
+    return device.type == "cuda" and precision in HALF if option == "auto" else option
 
 
 def prepare(precision: Precision, device: torch.device) -> None:
-    """Before any work. Raises ConfigError where this precision comes out wrong on this device."""
+    """Set up a device before any work. Raises ConfigError if it computes wrong results in this precision."""
     if device.type == "cpu":
         keep_freed_memory()
         return
@@ -43,17 +43,17 @@ def prepare(precision: Precision, device: torch.device) -> None:
 
 
 def described(precision: Precision, device: torch.device) -> str:
-    place = f"{device} in {precision}"
-    if device.type == "cuda":
-        place += f", {torch.cuda.get_device_name(device)} with cuDNN {cudnn_version()}"
-    return place
+    """Device and precision for the log."""
+    if device.type != "cuda":
+        return f"{device} in {precision}"
+    return f"{device} in {precision}, {torch.cuda.get_device_name(device)} with cuDNN {cudnn_version()}"
 
 
 class ToDevice:
-    """A loader's batches on the device, each copied while the device still works on the one before.
+    """Iterator of a loader's batches on the device; the copy of a batch overlaps with work on the previous one.
 
-    On GPUs copies have a stream of their own, and the stream that computes waits for its batch alone. The batches lie
-    in pinned memory, from which the loader has the next ones ready.
+    On GPUs copies run on their own stream, and the computing stream waits only for its batch. Batches are expected in
+    pinned memory.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device):
@@ -72,42 +72,44 @@ class ToDevice:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
         for part in moved:
-            part.record_stream(computing)  # its memory is not given away before that stream is done with it
+            part.record_stream(computing)  # else its memory could be reused before that stream is done with it
         return moved
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What goes wrong
+# Known faults
 
 
 def known_faults(precision: Precision, device: torch.device) -> list[str]:
-    """Of these versions of PyTorch and cuDNN at 3D convolutions in half precision, a line each."""
+    """Known faults of this PyTorch and cuDNN in 3D convolutions in half precision, one line each."""
     cudnn = torch.backends.cudnn.version()
     if precision not in HALF or device.type != "cuda" or cudnn is None:
         return []
-    told, name, torch_version = [], cudnn_version(), torch.__version__
+    faults, name, torch_version = [], cudnn_version(), torch.__version__
     if cudnn == 91002:
-        told.append(f"cuDNN {name} computes 3D convolutions of huge inputs wrong in {precision} (pytorch #163539)")
+        faults.append(f"cuDNN {name} computes 3D convolutions of huge inputs wrong in {precision} (pytorch #163539)")
     if torch_version.startswith("2.9.") and cudnn < 91500:
-        told.append(
+        faults.append(
             f"PyTorch {torch_version} with cuDNN {name} takes much memory for 3D convolutions in {precision} "
             "(pytorch #166643); cuDNN 9.15 does not"
         )
-    return told
+    return faults
 
 
 def cudnn_version() -> str:
-    """As 9.10.2, which cuDNN itself says as 91002."""
+    """Version of cuDNN as 9.10.2, for its number 91002."""
     number = torch.backends.cudnn.version() or 0
     return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 class PaddedConv3d(nn.Conv3d):
-    """Pads short clips in time before it convolves them, which gives the same numbers.
+    """3D convolution that pads short clips in time first, with the same results.
 
-    On CPUs PyTorch computes wrong weight gradients of bfloat16 convolutions, and writes beyond its memory, where the
+    On CPUs PyTorch computes wrong weight gradients of bfloat16 convolutions, and writes beyond its memory, if the
     kernel is longer than an input of more than one frame (seen with PyTorch 2.13 on a processor with AVX-512 BF16).
     """
+
+    padding: tuple[int, ...]  # never a string, see pad_short_clips
 
     def forward(self, clip: Tensor) -> Tensor:
         if not 1 < clip.shape[2] < self.kernel_size[0]:
@@ -118,36 +120,36 @@ class PaddedConv3d(nn.Conv3d):
 
 
 def pad_short_clips(network: nn.Module) -> None:
-    """In all of its convolutions that pad with zeros; their names and weights stay."""
+    """Replace the zero-padded convolutions of a network with PaddedConv3d; names and weights stay."""
     for module in network.modules():
         if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.__class__ = PaddedConv3d
 
 
-WRONG = 0.02  # of the largest value; rounding to bfloat16 gives 0.004
+TOLERANCE = 0.02  # of the largest value; rounding to bfloat16 gives 0.004
 
 
 def check_convolution(precision: Precision, device: torch.device) -> None:
-    """Raises ConfigError where a 3D convolution or its gradient comes out wrong in half precision."""
+    """Raise ConfigError if a 3D convolution or its gradient is wrong in half precision."""
     if precision not in HALF:
         return
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     clip, weight = (
-        (spread * torch.randn(shape, generator=chance)).to(device).requires_grad_()
-        for shape, spread in (((2, 16, 8, 14, 14), 1.0), ((32, 16, 3, 3, 3), 0.1))  # small: fp16 ends at 65504
+        (std * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        for shape, std in (((2, 16, 8, 14, 14), 1.0), ((32, 16, 3, 3, 3), 0.1))  # fp16 ends at 65504
     )
-    exact, half = (_convolved(clip, weight, kind) for kind in (torch.float32, HALF[precision]))
-    apart = max(((h - e).abs().max() / e.abs().max()).item() for h, e in zip(half, exact, strict=True))
-    if not apart <= WRONG:
+    exact, half = (_convolved(clip, weight, dtype) for dtype in (torch.float32, HALF[precision]))
+    error = max(((h - e).abs().max() / e.abs().max()).item() for h, e in zip(half, exact, strict=True))
+    if not error <= TOLERANCE:  # nor nan
         library = f" (cuDNN {cudnn_version()})" if device.type == "cuda" else ""
         raise ConfigError(
-            f"precision={precision}: a 3D convolution on {device}{library} is off by {apart:.0%}; take "
+            f"precision={precision}: a 3D convolution on {device}{library} is off by {error:.0%}; take "
             "precision=fp32, or other versions of PyTorch and its libraries"
         )
 
 
-def _convolved(clip: Tensor, weight: Tensor, kind: torch.dtype) -> list[Tensor]:
-    """The result and the gradients of its sum of squares, float32."""
-    inputs = [x.to(kind).contiguous(memory_format=torch.channels_last_3d) for x in (clip, weight)]
-    found = F.conv3d(*inputs, padding=1).float()
-    return [found.detach(), *torch.autograd.grad(found.square().sum(), (clip, weight))]
+def _convolved(clip: Tensor, weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Output of a convolution and the gradients of its sum of squares, float32."""
+    x, w = (each.to(dtype).contiguous(memory_format=torch.channels_last_3d) for each in (clip, weight))
+    output = F.conv3d(x, w, padding=1).float()
+    return [output.detach(), *torch.autograd.grad(output.square().sum(), (clip, weight))]

@@ -1,7 +1,7 @@
-"""The one training loop: fit -> epoch -> step -> forward and backward.
+"""The training loop of all tasks: fit -> epoch -> step -> forward and backward.
 
-Order of data, crops and all draws are functions of (seed, epoch, index) and (seed, step, rank); so any saved step is a
-place to start again, and what comes out does not depend on how often that happened.
+The order of data, crops and all random draws are functions of (seed, epoch, index) and (seed, step, rank). So training
+can resume from any saved step, and its result does not depend on how often it did.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vidssl.clips import Batch
 from vidssl.engine import disk, distributed
 from vidssl.engine.checkpoint import keep_copy, load_state, save_state
-from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, wants_channels_last
+from vidssl.engine.device import HALF, Precision, ToDevice, pad_short_clips, use_channels_last
 from vidssl.engine.log import Bar, Log
 from vidssl.engine.meters import Meters, mean_of
 from vidssl.engine.optim import Schedule
@@ -34,20 +34,22 @@ BROADCAST = "forward_sync_buffers" if RENAMED else "broadcast_buffers"  # rename
 
 @dataclass(frozen=True)
 class TrainerOptions:
+    """Section `trainer` of the configuration."""
+
     accumulate: PositiveInt  # batches of the loader per step of the optimizer
     clip_grad: NonNegativeFloat  # largest norm of the gradient; 0: no limit
     channels_last: Literal["auto"] | bool  # memory format of convolutions
     log_every: PositiveInt  # steps
     save_every: PositiveInt  # steps; the end of an epoch is saved too
-    keep_every: NonNegativeInt  # epochs whose states stay, as epoch-N.pt; 0: last and best alone
+    keep_every: NonNegativeInt  # epochs between states that are kept as epoch-N.pt; 0: only last and best
     pictures_every: NonNegativeInt  # epochs; 0: no pictures
-    batch_norm: Literal["local", "sync", "frozen"]  # statistics of a rank's batch, of all ranks', or as they are
+    batch_norm: Literal["local", "sync", "frozen"]  # statistics of a rank's batch, of all ranks' batches, or unchanged
     broadcast_buffers: bool  # rank 0's batch norm statistics and queues for all ranks, at each step
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a training belongs to: whose task it is, where it computes, and what is saved with its weights."""
+    """Task, log and device of a training, and what is saved with its weights."""
 
     task: str
     log: Log
@@ -55,11 +57,13 @@ class Session:
     seed: int
     device: torch.device
     precision: Precision
-    file: Path | None = None  # of the state; None: so short a training that it starts anew
+    file: Path | None = None  # of the state; None: a short training, which is repeated rather than resumed
     classes: Sequence[str] = ()  # names of the learner's classes, by label
 
 
 class Loader(Protocol):
+    """Batches of each epoch; `skip`: batches at its start that were used before."""
+
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]: ...
@@ -67,7 +71,7 @@ class Loader(Protocol):
 
 @dataclass
 class Progress:
-    """How far a training is; everything that a restart needs besides weights."""
+    """Position of a training; what resuming needs besides the weights."""
 
     epoch: int = 0  # completed epochs
     batch: int = 0  # batches of the current epoch that were used
@@ -79,10 +83,12 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # metrics of the epoch whose state is best.pt
 
 
-AfterEpoch = Callable[[int, int], dict[str, float] | None]
+AfterEpoch = Callable[[int, int], dict[str, float] | None]  # (epoch, step) -> metrics
 
 
 class Trainer:
+    """Trains a learner and saves its states; `fit` resumes from the saved state."""
+
     def __init__(
         self,
         learner: Learner,
@@ -97,7 +103,7 @@ class Trainer:
         self.learner, self.optimizer, self.schedule = learner, optimizer, schedule
         self.session, self.options, self.epochs, self.max_steps = session, options, epochs, max_steps
         self.device, self.half = session.device, HALF.get(session.precision)
-        self.channels_last = wants_channels_last(options.channels_last, session.precision, session.device)
+        self.channels_last = use_channels_last(options.channels_last, session.precision, session.device)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == "fp16")
         self.progress = Progress(metrics=session.log.position())
@@ -107,9 +113,9 @@ class Trainer:
     def fit(self, loader: Loader, after_epoch: AfterEpoch | None = None) -> Progress:
         """Train to the end, from the saved state if there is one.
 
-        after_epoch(epoch, step): the task's validation, its most telling metric first; {} where an epoch has none. The
-        best state is the one with the highest such metric, or, for tasks without validation (None), the one after the
-        epoch with the lowest mean loss.
+        after_epoch(epoch, step): metrics of the task's validation, the primary one first; {} for epochs without one.
+        The best state is the one with the highest primary metric, or, for tasks without validation (None), the one
+        after the epoch with the lowest mean loss.
         """
         model = self.prepare()
         self.steps_per_epoch = len(loader) // self.options.accumulate
@@ -130,7 +136,7 @@ class Trainer:
         return self.progress
 
     def _is_epoch_complete(self) -> bool:
-        """Whether all batches of the current epoch were used and its end is still to come: a run may stop there."""
+        """Whether all batches of the current epoch were used but its end is still to come; a run may stop there."""
         return 0 < self.progress.batch == self.steps_per_epoch * self.options.accumulate
 
     def _epoch(self, model: nn.Module, loader: Loader, bar: Bar) -> None:
@@ -167,7 +173,7 @@ class Trainer:
         raise distributed.Stopped(message, reason) from None
 
     def step(self, model: nn.Module, batches: Iterator[Batch]) -> bool:
-        """Batches on the device in, new weights out. Whether the weights are new: not while a method's queues fill."""
+        """Take one optimizer step on `accumulate` batches. Returns False if it only filled the method's queues."""
         self._set_rates()
         distributed.seed_step(self.session.seed, self.progress.step)
         if self.session.config.get("compile") == "graphs":
@@ -211,7 +217,7 @@ class Trainer:
         self.scaler.update()
 
     def _end_epoch(self, after_epoch: AfterEpoch | None) -> None:
-        """Validate, and save the state of the epoch."""
+        """Validate and save the state at the end of an epoch."""
         progress = self.progress
         self._read_back()
         mean_loss = progress.epoch_loss / self.steps_per_epoch
@@ -223,13 +229,13 @@ class Trainer:
         self.save()
         self._keep_epoch()
 
-    # -- what the network becomes before the first step
+    # -- preparation
 
     def prepare(self) -> nn.Module:
-        """The learner on its device with the saved state, if there is one, and among the other ranks' learners."""
+        """Move the learner to its device, load the saved state if there is one, and wrap it for all ranks."""
         self.learner.to(self.device)
         for parameter in self.learner.parameters():
-            parameter.data = self._laid_out(parameter.data)
+            parameter.data = self._to_memory_format(parameter.data)
         if self.device.type == "cpu" and self.half is not None:
             pad_short_clips(self.learner)
         if self.options.batch_norm == "sync" and distributed.world() > 1:
@@ -249,27 +255,28 @@ class Trainer:
         if distributed.world() == 1:
             return self.learner
         is_plain = self.options.accumulate == 1 and not self.session.config.get("compile")  # else no static graph
+        broadcast: dict[str, Any] = {BROADCAST: self.options.broadcast_buffers}
         model = DistributedDataParallel(
             self.learner,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             static_graph=self.learner.static_graph and is_plain,
-            **{BROADCAST: self.options.broadcast_buffers},
+            **broadcast,
         )
         if self.device.type == "cpu" and distributed.world() > 2:
             model.register_comm_hook(None, distributed.ordered_sum)
         return model
 
     def _formatted(self, views: Any) -> Any:
-        return type(views)(*map(self._laid_out, views)) if self.channels_last else views
+        return type(views)(*map(self._to_memory_format, views)) if self.channels_last else views
 
-    def _laid_out(self, value: Any) -> Any:
-        """Clips and the weights of their convolutions in the memory format that was chosen."""
+    def _to_memory_format(self, value: Any) -> Any:
+        """Convert clips and weights of 3D convolutions to the chosen memory format."""
         if self.channels_last and isinstance(value, Tensor) and value.ndim == 5:
             return value.contiguous(memory_format=torch.channels_last_3d)
         return value
 
-    # -- learning rates and numbers
+    # -- learning rates and scalars
 
     def _set_rates(self) -> None:
         factor = self.schedule.factor(self.progress.step / self.steps_per_epoch, self.epochs)
@@ -277,7 +284,7 @@ class Trainer:
             group["lr"] = base * factor
 
     def _rates(self) -> dict[str, float]:
-        """Learning rates by the names under which they are logged: lr, and lr_1, ... of groups with other rates."""
+        """Learning rates as they are logged: lr, and lr_1, ... of groups with other base rates."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         others = {f"lr_{i}": rate for i, rate in enumerate(rates) if self.base_rates[i] != self.base_rates[0]}
         return {"lr": rates[0]} | others
@@ -289,7 +296,7 @@ class Trainer:
             self.progress.epoch_loss += row["loss"]
 
     def _flush(self) -> None:
-        """Write the means since the last line."""
+        """Log the means since the last line."""
         self._read_back()
         progress = self.progress
         if progress.recent:
@@ -299,12 +306,13 @@ class Trainer:
         progress.recent = []
 
     def last_scalars(self) -> dict[str, float]:
-        """Scalars of the newest line; empty if nothing was trained."""
+        """Scalars of the last line; empty if nothing was trained."""
         return dict(self.progress.last)
 
     # -- state
 
     def save(self, file: Path | None = None) -> None:
+        """Save the state, by default to the session's file."""
         self._read_back()
         file = file or self.session.file
         if file is None:
@@ -333,7 +341,7 @@ class Trainer:
             )
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
-        """Save the state once more if its epoch is the best so far."""
+        """Save the state as best.pt if its epoch is the best so far."""
         if not metrics or self.session.file is None:
             return
         name, value = next(iter(metrics.items()))
@@ -348,7 +356,7 @@ class Trainer:
             keep_copy(self.session.file, self._named(f"epoch-{epoch}"))
 
     def _named(self, name: str) -> Path:
-        """best.pt for last.pt, linear.best.pt for linear.last.pt."""
+        """Path beside the state: best.pt for last.pt, linear.best.pt for linear.last.pt."""
         assert self.session.file is not None
         return self.session.file.with_name(self.session.file.name.replace("last", name))
 
@@ -372,14 +380,14 @@ class Trainer:
         state = load_state(file)
         saved, classes = state.get("classes"), list(self.session.classes)
         if saved is not None and saved != classes:
-            then, now = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (saved, classes))
+            before, now = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (saved, classes))
             raise ConfigError(
-                f"{file}: was trained on other classes, {then}; the data set has {now}; output=OTHER starts anew"
+                f"{file}: was trained on other classes, {before}; the data set has {now}; output=OTHER starts anew"
             )
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for kept in self.optimizer.state.values():
-            kept.update({name: self._laid_out(value) for name, value in kept.items()})
+        for values in self.optimizer.state.values():
+            values.update({name: self._to_memory_format(value) for name, value in values.items()})
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         log.rewind(self.progress.metrics)
@@ -389,9 +397,10 @@ class Trainer:
 
 
 def _prefix(learner: Learner) -> str:
-    """Prefix of the backbone among the learner's names."""
+    """Prefix of the backbone's names in the learner's state dict."""
     return next(name + "." for name, module in learner.named_modules() if module is learner.backbone)
 
 
-def _no_sync(model: nn.Module, is_wanted: bool) -> AbstractContextManager:
-    return model.no_sync() if is_wanted and isinstance(model, DistributedDataParallel) else nullcontext()
+def _no_sync(model: nn.Module, skip_sync: bool) -> AbstractContextManager:
+    """Skip the all-reduce of gradients, for batches before the last of a step."""
+    return model.no_sync() if skip_sync and isinstance(model, DistributedDataParallel) else nullcontext()

@@ -1,4 +1,4 @@
-"""Numbers of a training: scalars stay on their device until a line of the log needs them; speed by the clock."""
+"""Scalars and speed of a training; scalars stay on their device until the log needs them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Rows = list[dict[str, float]]
 
 
 class NotFinite(RuntimeError):
-    """The loss is not a number any more; nothing after the last saved state was kept."""
+    """A scalar of the training is nan or infinite; nothing was saved since the last state."""
 
 
 class Meters:
-    """Scalars of the steps that were not read back yet, and how fast this start goes."""
+    """Scalars of the steps that were not read back yet, and the speed since the start of this process."""
 
     def __init__(self, task: str):
         self.task = task
@@ -34,7 +34,7 @@ class Meters:
         self.started = time.monotonic()
 
     def add(self, rates: dict[str, float], outputs: Sequence[StepOutput]) -> None:
-        """A step: the means over its parts, without waiting for the device."""
+        """Add a step, as the means over its accumulated batches, without waiting for the device."""
         scalars = {"loss": torch.stack([output.loss.detach() for output in outputs]).mean()}
         self._check_names(outputs)
         for name in outputs[0].scalars:
@@ -43,7 +43,7 @@ class Meters:
         self.steps += 1
 
     def _check_names(self, outputs: Sequence[StepOutput]) -> None:
-        """Raises ConfigError if the names of this step's scalars are not those of the steps before."""
+        """Raise ConfigError if a step's scalars have other names than those of earlier steps."""
         names = [sorted(output.scalars) for output in outputs]
         if self.names is None:
             self.names = names[0]
@@ -55,17 +55,17 @@ class Meters:
                 )
 
     def read_back(self, step: int) -> Rows:
-        """Scalars of the steps up to `step`, fetched from the device all at once. Raises NotFinite if one is lost."""
+        """Scalars of the steps up to `step`, fetched from the device at once. Raises NotFinite if one is not finite."""
         if not self.pending:
             return []
         values = distributed.mean(torch.stack([row for _, _, row in self.pending])).tolist()
         rows, first = [], step - len(values) + 1
-        for number, (rates, names, _), row in zip(range(first, step + 1), self.pending, values, strict=True):
+        for index, (rates, names, _), row in zip(range(first, step + 1), self.pending, values, strict=True):
             scalars = dict(zip(names, row, strict=True))
             if not all(map(math.isfinite, row)):
                 listed = ", ".join(f"{name}={value:g}" for name, value in scalars.items())
                 raise NotFinite(
-                    f"{self.task}: not finite at step {number}: {listed}, lr={rates['lr']:g}. Nothing was saved since; "
+                    f"{self.task}: not finite at step {index}: {listed}, lr={rates['lr']:g}. Nothing was saved since; "
                     f"a lower {self.task}.optimizer.lr, a warm-up or trainer.clip_grad may help."
                 )
             rows.append(scalars | rates)
@@ -74,18 +74,18 @@ class Meters:
         return rows
 
     def speed(self) -> dict[str, float]:
-        """Of this start: clips/s, share of time spent waiting for data, seconds per step without that."""
+        """Clips per second, fraction of time spent waiting for data, and seconds per step without that time."""
         seconds = max(1e-9, time.monotonic() - self.started)
         speed = {"clips_per_second": self.clips / seconds, "waiting_for_data": self.waited / seconds}
         return speed | ({"seconds_per_step": (seconds - self.waited) / self.steps} if self.steps else {})
 
     def note(self) -> str:
-        """For the progress line."""
+        """Text for the progress bar."""
         speed, loss = self.speed(), "-" if self.last_loss is None else f"{self.last_loss:.3f}"
         return f"loss {loss} {speed['clips_per_second']:.0f} clips/s waiting {speed['waiting_for_data']:.0%}"
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The means over steps, and the learning rates of the last."""
+    """Means of scalars over steps; of learning rates the last."""
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     return means | {name: value for name, value in rows[-1].items() if name.startswith("lr")}

@@ -1,7 +1,7 @@
-"""The papers' released checkpoints -> our names.
+"""Convert state dicts of the papers' released checkpoints to the names of this package.
 
-Only the key layouts are known here; backbones carry the releases' layer names where these are layer names at all. What
-a file is, is read from what it holds, never from its name.
+Only key layouts are converted here; backbones use the releases' layer names where these name layers. The layout is
+recognized by a file's keys, never by its name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vidssl.registry import ConfigError
 
-CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights")  # of the names and tensors
+CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights")  # keys of the state dict
 WRAPPERS = ("module.", "base_model.")  # DistributedDataParallel and DataParallel; BE's fine-tuning
 QUERY = "encoder_q."
-INNER = "backbone."  # of networks that have other parts beside it
+INNER = "backbone."  # prefix in networks with other parts
 CLASSIFIERS = ("fc", "linear", "cp", "conv3d_0c_1x1_custom.conv3d")
-LEFT_ASIDE = {  # pattern of the name -> why it is of no use here
-    r"encoder_k\.": "twin",
+IGNORED = {  # pattern of the name -> why it is not used here
+    r"encoder_k\.": "momentum encoder",
     r"(motion_)?queue(_\w+)?$": "queue",
     r"(encoder_q\.)?(fc|id_head|f[vsd][vsd])\.": "projection head",
     r"cls_token$|(projector_dense(_k)?|embedding[12]|transformer_decoder)\.": "FIMA's local branch",
@@ -55,16 +55,16 @@ RENAMED = {
 
 
 class Released(NamedTuple):
-    """Weights under our names."""
+    """Weights of a released checkpoint under the names of this package."""
 
     backbone: dict[str, Tensor]
-    classifier: dict[str, Tensor]  # weight [classes, C] or, over time, [classes, C, k]; bias; empty if there is none
+    classifier: dict[str, Tensor]  # weight [classes, C] or, over time, [classes, C, k]; bias [classes]; empty if none
     layout: str
     ignored: dict[str, str]  # name -> why
 
 
 def read_official(state: Any, path: Path) -> Released:
-    """The state of a released file, pretraining or fine-tuned, or a bare state dict of one.
+    """Weights in a released checkpoint, pretrained or fine-tuned, or in its bare state dict.
 
     MoCo, FAME, DCLR and FIMA keep {state_dict: encoder_q.*, encoder_k.*, queues, ...}, BE {model: layers and id_head};
     classifiers have the layers and a last one. Raises ConfigError for anything else.
@@ -73,36 +73,41 @@ def read_official(state: Any, path: Path) -> Released:
     inner = {key.removeprefix(INNER): value for key, value in entries.items() if key.startswith(INNER)}
     ignored = {key: "unknown part" for key in entries if inner and not key.startswith(INNER)}
     entries = inner or entries
-    aside = {key: why for key in entries if (why := _why_ignored(key))}
+    unused = {key: reason for key in entries if (reason := _why_ignored(key))}
     if any(key.startswith(QUERY) for key in entries):
-        own = {key.removeprefix(QUERY): v for key, v in entries.items() if key.startswith(QUERY) and key not in aside}
-        aside |= {key: "unknown part" for key in entries if not key.startswith(QUERY) and key not in aside}
-        return Released(_renamed(own), {}, "released pretraining checkpoint", ignored | aside)
+        backbone = {
+            key.removeprefix(QUERY): value
+            for key, value in entries.items()
+            if key.startswith(QUERY) and key not in unused
+        }
+        unused |= {key: "unknown part" for key in entries if not key.startswith(QUERY) and key not in unused}
+        return Released(_renamed(backbone), {}, "released pretraining checkpoint", ignored | unused)
     pretrained = any(key.startswith("id_head.") for key in entries)
     classifier = {} if pretrained else _classifier(entries)
     last = () if pretrained else tuple(f"{name}.{kind}" for name in CLASSIFIERS for kind in ("weight", "bias"))
-    own = {key: value for key, value in entries.items() if key not in aside and key not in last}
-    aside = {key: why for key, why in aside.items() if not (classifier and key in last)}
-    kind = "released pretraining checkpoint" if pretrained else "released classifier checkpoint"
-    return Released(_renamed(own), classifier, kind if pretrained or classifier else "state dict", ignored | aside)
+    backbone = {key: value for key, value in entries.items() if key not in unused and key not in last}
+    unused = {key: reason for key, reason in unused.items() if not (classifier and key in last)}
+    layout = "released pretraining checkpoint" if pretrained else "released classifier checkpoint"
+    layout = layout if pretrained or classifier else "state dict"
+    return Released(_renamed(backbone), classifier, layout, ignored | unused)
 
 
 def _tensors_in(state: Any, path: Path) -> dict[str, Tensor]:
-    """The names and tensors in what somebody saved; numbers and texts among them are left out."""
+    """Named tensors in a loaded object; other values are left out. Raises ConfigError if there are none."""
     for key in CONTAINERS:
         inner = state.get(key) if isinstance(state, dict) else None
         state = inner if isinstance(inner, dict) else state
     entries = state.items() if isinstance(state, dict) else ()
-    found = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-    if not found:
+    tensors = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors:
         raise ConfigError(
             f"checkpoint={path}: holds no state_dict of tensors; not a checkpoint of ours or of a release"
         )
-    return found
+    return tensors
 
 
 def unwrapped(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under the names that they have in the network, without those of the modules around it."""
+    """Remove the prefixes of modules around the network from its names."""
     for wrapper in WRAPPERS:
         entries = {key.removeprefix(wrapper): value for key, value in entries.items()}
     while True:
@@ -114,18 +119,18 @@ def unwrapped(entries: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_network(names: Collection[str]) -> bool:
-    """Whether these may be a network's, not those of a layer of it, which are one word, or of its numbered layers."""
+    """Whether these may be names of a whole network, not of one of its layers or of its numbered layers."""
     return any("." in name for name in names) and not any(name[:1].isdigit() for name in names)
 
 
 def _why_ignored(key: str) -> str | None:
-    return next((why for pattern, why in LEFT_ASIDE.items() if re.match(pattern, key)), None)
+    return next((reason for pattern, reason in IGNORED.items() if re.match(pattern, key)), None)
 
 
 def _classifier(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The last layer, as a linear one where it is one on a map's mean.
+    """Weight and bias of the last layer; linear if it is applied to the mean of a feature map.
 
-    BE's R3D has a 1 x 1 x 1 convolution on it; its I3D and S3D-G one over time, on the means of neighboring frames.
+    BE's R3D has a 1 x 1 x 1 convolution; its I3D and S3D-G have one over time, on the means of neighboring frames.
     """
     name = next((name for name in CLASSIFIERS if f"{name}.weight" in entries), None)
     if name is None:
@@ -137,11 +142,12 @@ def _classifier(entries: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
 
 
-def _renamed(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    rules = next((rules for key, rules in RENAMED.items() if key in own), ())
+def _renamed(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Entries under this package's layer names."""
+    rules = next((rules for key, rules in RENAMED.items() if key in entries), ())
     renamed = {}
-    for key, value in own.items():
-        for pattern, ours in rules:
-            key = re.sub(pattern, ours, key)
+    for key, value in entries.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
         renamed[key] = value
     return renamed

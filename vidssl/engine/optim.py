@@ -18,10 +18,12 @@ BelowOne = Annotated[float, Within("[0, 1)")]
 
 
 @OPTIMIZERS.register("sgd")
-def sgd(parameters: Iterable[nn.Parameter], *, lr: PositiveFloat, momentum: BelowOne, weight_decay: NonNegativeFloat):
-    """Weight decay acts on all parameters, batch norm and biases included, as in the papers' releases."""
+def sgd(
+    parameters: Iterable[nn.Parameter], *, lr: PositiveFloat, momentum: BelowOne, weight_decay: NonNegativeFloat
+) -> torch.optim.SGD:
+    """SGD with weight decay on all parameters, batch norm and biases included, as in the papers' releases."""
     parameters = list(parameters)
-    fused = _on_gpu(parameters)
+    fused = _fused(parameters)
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
@@ -32,26 +34,32 @@ def adamw(
     lr: PositiveFloat,
     betas: tuple[BelowOne, BelowOne],
     weight_decay: NonNegativeFloat,
-):
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on all parameters. Loshchilov and Hutter, ICLR 2019 (arXiv:1711.05101)."""
     parameters = list(parameters)
-    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=_on_gpu(parameters))
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=_fused(parameters))
 
 
-def _on_gpu(given: list[nn.Parameter] | list[dict[str, Any]]) -> bool | None:
-    """True: all parameters in one kernel; None: as PyTorch does by itself."""
-    groups = [group["params"] if isinstance(group, dict) else [group] for group in given]
+def _fused(parameters: list[nn.Parameter] | list[dict[str, Any]]) -> bool | None:
+    """Value of an optimizer's `fused`: True if all parameters are on GPUs, else None, PyTorch's default.
+
+    parameters: those of one group, or parameter groups.
+    """
+    groups = [group["params"] if isinstance(group, dict) else [group] for group in parameters]
     return all(parameter.is_cuda for group in groups for parameter in group) or None
 
 
 class Schedule(Protocol):
+    """Learning rate over a training, relative to the base rate."""
+
     def factor(self, epoch: float, epochs: float) -> float:
-        """Share of the base learning rate at a point in the training, `epoch` of `epochs`."""
+        """Factor of the base learning rate, in [0, 1]. epoch: position in the training, in [0, epochs]."""
 
 
 class Warmup:
-    """Common to all schedules: a straight line from `warmup_from` times the base rate over the first epochs.
+    """Linear warm-up from `warmup_from` times the base rate over the first epochs; common to all schedules.
 
-    every: the rate changes once an epoch, as in the papers' releases, or at every step.
+    every: whether the rate changes once per epoch, as in the papers' releases, or at every step.
     """
 
     def __init__(self, *, warmup_epochs: NonNegativeFloat, warmup_from: UnitInterval, every: Literal["epoch", "step"]):
@@ -69,22 +77,24 @@ class Warmup:
 
 @SCHEDULES.register("constant")
 class Constant(Warmup):
+    """Base learning rate until the end."""
+
     def after_warmup(self, epoch: float, epochs: float) -> float:
         return 1.0
 
 
 @SCHEDULES.register("cosine")
 class Cosine(Warmup):
-    """Half a cosine from 1 to 0. Loshchilov and Hutter, ICLR 2017 (arXiv:1608.03983), without restarts."""
+    """Half a cosine period from 1 to 0. Loshchilov and Hutter, ICLR 2017 (arXiv:1608.03983), without restarts."""
 
     def after_warmup(self, epoch: float, epochs: float) -> float:
-        share = (epoch - self.warmup_epochs) / max(1e-9, epochs - self.warmup_epochs)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        progress = (epoch - self.warmup_epochs) / max(1e-9, epochs - self.warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @SCHEDULES.register("steps")
 class Steps(Warmup):
-    """Multiplied by `decay` at each milestone, given in epochs."""
+    """Learning rate multiplied by `decay` at each milestone, in epochs."""
 
     def __init__(
         self,

@@ -278,7 +278,7 @@ def _now() -> str:
 @cache
 def git() -> dict[str, Any] | None:
     """Commit of the code that runs, and whether files differ from it."""
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     if shutil.which("git") is None or not (home / ".git").exists():
         return None
 

@@ -1,4 +1,4 @@
-"""What a file of weights holds, whoever wrote it and whatever it is called; nothing of it is executed."""
+"""Read weight files of any origin and name, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vidssl.registry import ConfigError
 
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number as a pickle has it, before PyTorch 1.6
-HARMLESS = (  # what may stand beside tensors, as functions and classes that a pickle names
-    argparse.Namespace,  # BE keeps its options so; nothing but a record
+HARMLESS: tuple[Any, ...] = (  # functions and classes that a pickle may name besides tensors
+    argparse.Namespace,  # options in BE's checkpoints; a plain record
     *(  # numbers and arrays of NumPy, whose modules had other names before NumPy 2
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -42,8 +42,11 @@ class Content(NamedTuple):
 
 
 def read_file(path: Path) -> Content:
-    """Raises ConfigError, one line with the path, for what is neither torch.save's nor safetensors, or holds more than
-    tensors, numbers, texts and their containers."""
+    """Content of a file of torch.save or safetensors.
+
+    Raises ConfigError, one line with the path, for other files and for pickles that hold more than tensors, numbers,
+    strings and their containers.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -62,13 +65,13 @@ def _refused(path: Path, reason: str) -> ConfigError:
 
 
 def plain(text: str) -> str:
-    """The first line of a text that others wrote, without characters that a terminal obeys."""
+    """First line of an untrusted text, without terminal control characters."""
     line = next(iter(text.strip().splitlines()), "")
     return re.sub(r"\x1b\[[0-9;]*m", "", line).encode("unicode_escape").decode()
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """The length of a header of JSON, and its beginning."""
+    """Whether a file begins with the length of a JSON header and its opening brace."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
 
 
@@ -78,17 +81,17 @@ def _read_safetensors(path: Path) -> Content:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
             return Content(tensors, file.metadata() or {})
     except SafetensorError as error:
-        raise _refused(path, f"a safetensors file that is damaged or not whole ({plain(str(error))})") from None
+        raise _refused(path, f"a safetensors file that is damaged or incomplete ({plain(str(error))})") from None
 
 
 def _flaw(path: Path, head: bytes) -> str | None:
-    """Why this cannot be a file of torch.save."""
+    """Reason why this cannot be a file of torch.save, or None."""
     if not head:
         return "is empty"
     if head.startswith(b"PK"):
         return _flaw_of_archive(path)
     if head.startswith(b"\x80"):
-        return None if LEGACY in head else f"a pickle that torch.save did not write; {_alone(path, READ_PICKLE)}"
+        return None if LEGACY in head else f"a pickle that torch.save did not write; {_advice(path, READ_PICKLE)}"
     return f"not a PyTorch file: begins with {head[:16]!a}"
 
 
@@ -97,7 +100,7 @@ def _flaw_of_archive(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
-        return "damaged or not whole: the end of its zip archive cannot be found"
+        return "damaged or incomplete: the end of its zip archive cannot be found"
     if any(name.endswith("/constants.pkl") for name in names):
         return "a program of TorchScript, not weights; save network.state_dict() with torch.save"
     if not any(name.endswith("/data.pkl") for name in names):
@@ -110,7 +113,7 @@ def _read_torch(path: Path) -> Any:
         with (
             torch.serialization.safe_globals(list(HARMLESS)),
             warnings.catch_warnings(action="ignore"),  # of pickle protocols
-            path.open("rb") as file,  # of a path torch would read the ending
+            path.open("rb") as file,  # given a path, torch would go by its suffix
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
@@ -123,16 +126,16 @@ def _why_unread(path: Path, error: Exception) -> str:
     text = str(error)
     named = re.search(r"GLOBAL ([^\s,]+)|<(?:class|function) '?([^\s'>]+)", text)
     if isinstance(error, pickle.UnpicklingError) and named:
-        what = f"it holds {plain(named[1] or named[2])}, which is neither tensor, number nor text"
+        what = f"it holds {plain(named[1] or named[2])}, which is neither tensor, number nor string"
     elif isinstance(error, pickle.UnpicklingError) and "Unsupported operand" in text:
         what = "it is damaged, or written with another pickle_protocol than torch.save's own"
     else:
-        return f"damaged or not whole ({plain(text) or type(error).__name__})"
-    return f"cannot be read without executing code: {what}; {_alone(path, READ_SAVED)}"
+        return f"damaged or incomplete ({plain(text) or type(error).__name__})"
+    return f"cannot be read without executing code: {what}; {_advice(path, READ_SAVED)}"
 
 
-def _alone(path: Path, read: str) -> str:
-    """What a user can do to have the weights alone in a file. read: the Python that reads FILE."""
+def _advice(path: Path, read: str) -> str:
+    """How to write the weights alone to a new file. read: Python expression that reads FILE."""
     code = (
         f"import pickle, torch; x = {read.replace('FILE', json.dumps(str(path)))}; "
         'x = x.get("state_dict", x.get("model", x)) if isinstance(x, dict) else x; '

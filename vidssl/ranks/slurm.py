@@ -1,4 +1,4 @@
-"""What SLURM told this process, and what it answers about jobs and nodes: None where it is not there or says no."""
+"""SLURM's environment variables of this process, and queries of its jobs and nodes (None if SLURM does not answer)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import subprocess
 from typing import Any
 
-PATIENCE = 30.0  # seconds for an answer
+TIMEOUT_SECONDS = 30.0  # of a query
 
 
 def tasks() -> int:
-    """How many tasks srun started as this process was started; 1 without srun."""
+    """Number of tasks in the srun step of this process; 1 without srun."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def idle_gpus(config: dict[str, Any]) -> list[str]:
-    """Problems with SLURM having given this node's part of the run more GPUs than it has ranks."""
+    """Problem if SLURM gave this node more GPUs than the run has ranks on it."""
     in_step = "SLURM_STEP_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ
     visible, devices = os.environ.get("CUDA_VISIBLE_DEVICES", ""), config["devices"]
     count = len(visible.split(","))
@@ -29,25 +29,26 @@ def idle_gpus(config: dict[str, Any]) -> list[str]:
 
 
 def queue() -> set[str] | None:
-    """Ids of all waiting and running jobs, each job of an array by itself, such as 12_0."""
-    answer = _ask("squeue", "--noheader", "--array", "--format=%i")
-    return None if answer is None else set(answer.split())
+    """Ids of all pending and running jobs; jobs of an array one by one, such as 12_0."""
+    output = _query("squeue", "--noheader", "--array", "--format=%i")
+    return None if output is None else set(output.split())
 
 
 def is_evicting(job: str) -> bool:
-    """Whether SLURM ends this job in favor of another, rather than because a person wants it."""
-    answer = _ask("scontrol", "show", "job", job, "--oneliner")
-    return answer is not None and "PreemptTime=" in answer and "PreemptTime=None" not in answer
+    """Whether SLURM preempts this job for another one, rather than a user canceling it."""
+    output = _query("scontrol", "show", "job", job, "--oneliner")
+    return output is not None and "PreemptTime=" in output and "PreemptTime=None" not in output
 
 
 def hostnames(nodes: str) -> list[str] | None:
-    """n[1-3] -> n1, n2, n3"""
-    answer = _ask("scontrol", "show", "hostnames", nodes)
-    return None if answer is None else answer.split()
+    """Host names of a node list: n[1-3] -> n1, n2, n3."""
+    output = _query("scontrol", "show", "hostnames", nodes)
+    return None if output is None else output.split()
 
 
-def _ask(*command: str) -> str | None:
+def _query(*command: str) -> str | None:
+    """Output of a command; None if it fails or does not exist."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,6 +1,6 @@
-"""Runs on a cluster: submitted through submitit, one task for each GPU, put back into the queue when they are evicted.
+"""Cluster jobs: submitted through submitit, one task per GPU, requeued when they are preempted or out of time.
 
-The command that submits does not wait. What a job leaves is in its run's folder; tables are made from there.
+The command that submits does not wait. A job's results are in its run's folder, from which reports are made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vidssl.ranks import slurm
 from vidssl.registry import ConfigError, NonNegativeInt, PositiveInt, Registry, RunError
 
 LAUNCHERS = Registry("launcher", "vidssl.ranks.submit")
-OURS = {  # options of sbatch that follow from other keys
+DERIVED = {  # option of sbatch -> keys that determine it
     "nodes": "nodes", "ntasks": "devices and nodes", "ntasks-per-node": "devices", "gpus": "devices and nodes",
     "gpus-per-node": "devices", "gpus-per-task": "devices", "ntasks-per-gpu": "devices",
     "time": "launcher.timeout_minutes", "signal": "launcher.signal_seconds", "partition": "launcher.partition",
@@ -41,10 +41,10 @@ OURS = {  # options of sbatch that follow from other keys
 @LAUNCHERS.register("local")
 @dataclass(frozen=True)
 class Local:
-    """In this process, or in `devices` processes that it starts."""
+    """Run in this process, or in `devices` processes that it starts."""
 
     def problems(self, config: dict[str, Any]) -> list[str]:
-        if config["nodes"] > 1 and "RANK" not in os.environ:  # which torchrun or srun started
+        if config["nodes"] > 1 and "RANK" not in os.environ:  # not started by torchrun or srun
             return [f"nodes={config['nodes']}: launcher=local starts processes on this machine only; nodes=1"]
         return []
 
@@ -54,7 +54,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What every launcher through submitit says of its jobs."""
+    """Options of every launcher that submits jobs through submitit."""
 
     timeout_minutes: PositiveInt
     signal_seconds: PositiveInt
@@ -66,19 +66,21 @@ class Submitted:
         limit = 60 * self.timeout_minutes
         if self.signal_seconds >= limit:
             return [
-                f"launcher.signal_seconds={self.signal_seconds}: a job must run before it is told to save; it has "
+                f"launcher.signal_seconds={self.signal_seconds}: a job must run before it is signaled to save; it has "
                 f"launcher.timeout_minutes={self.timeout_minutes}, {limit} s"
             ]
         return []
 
     def minutes(self) -> float:
-        """After so long a job stops by itself, should the signal not have come."""
+        """Time after which a job stops by itself if the signal does not come."""
         return self.timeout_minutes - self.signal_seconds / 120
 
 
 @LAUNCHERS.register("slurm")
 @dataclass(frozen=True)
 class Slurm(Submitted):
+    """Submit to SLURM."""
+
     partition: str | None
     account: str | None
     qos: str | None
@@ -97,24 +99,23 @@ class Slurm(Submitted):
             )
         for name, value in self.sbatch.items():
             option = name.replace("_", "-").lstrip("-")
-            whose = OURS.get(option) or ("devices" if option == "gres" and "gpu" in str(value) else None)
-            if whose is not None:
+            source = DERIVED.get(option) or ("devices" if option == "gres" and "gpu" in str(value) else None)
+            if source is not None:
                 problems.append(
-                    f"launcher.sbatch.{name}={value}: follows from {whose}; a run has one task for each GPU, "
+                    f"launcher.sbatch.{name}={value}: follows from {source}; a run has one task for each GPU, "
                     "devices=N of them on each node, launcher.gpu=KIND says which"
                 )
         return problems
 
     def plan(self, config: dict[str, Any]) -> list[str]:
-        """For check_only."""
-        asked = self.parameters(config)
-        more = asked.pop("additional_parameters")
-        told = {**asked, **more}
-        return ["submits a SLURM job: " + " ".join(f"{name}={value}" for name, value in told.items())]
+        """Line of check_only about the job."""
+        parameters = self.parameters(config)
+        parameters |= parameters.pop("additional_parameters")
+        return ["submits a SLURM job: " + " ".join(f"{name}={value}" for name, value in parameters.items())]
 
     def submit(self, jobs: list[Job], logs: Path, setup: list[str]) -> Iterator[str]:
-        """Their ids. Raises ConfigError if SLURM does not take them."""
-        import submitit
+        """Submit jobs and yield their ids. Raises ConfigError if SLURM refuses them."""
+        import submitit  # here and below: only runs that are submitted need it
 
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=self.restarts)
         executor.update_parameters(**self.parameters(jobs[0].config), setup=setup)
@@ -126,10 +127,10 @@ class Slurm(Submitted):
         yield from (handle.job_id for handle in handles)
 
     def parameters(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What submitit writes at the head of the sbatch script."""
+        """Parameters of submitit's sbatch script."""
         devices, uses_gpus = config["devices"], config["accelerator"] != "cpu"
         options = {name.replace("_", "-").lstrip("-"): value for name, value in self.sbatch.items()}
-        chosen = {
+        parameters = {
             "job_name": f"vidssl-{config['method']['name']}-{config['backbone']['name']}",
             "time": self.timeout_minutes,
             "nodes": config["nodes"],
@@ -147,16 +148,17 @@ class Slurm(Submitted):
             "additional_parameters": {"requeue": True, **options},
             "srun_args": ["--kill-on-bad-exit=1"],  # one lost rank ends the job
         }
-        return {name: value for name, value in chosen.items() if value is not None}
+        return {name: value for name, value in parameters.items() if value is not None}
 
-    def told(self, job: str) -> str:
+    def commands(self, job: str) -> str:
+        """Commands that a user may want for a job."""
         return f"state: squeue -j {job}   cancel: scancel {job}"
 
 
 @LAUNCHERS.register("submitit_local")
 @dataclass(frozen=True)
 class SubmititLocal(Submitted):
-    """The way of a cluster's job, on this machine: to try it without a cluster."""
+    """Run a cluster's job on this machine, to try it without a cluster."""
 
     def problems(self, config: dict[str, Any]) -> list[str]:
         problems = super().problems(config)
@@ -168,7 +170,7 @@ class SubmititLocal(Submitted):
         return [f"submits a job to this machine, {self.timeout_minutes} minutes at a time"]
 
     def submit(self, jobs: list[Job], logs: Path, setup: list[str]) -> Iterator[str]:
-        """Their ids, one after the other: the next starts when the one before has ended."""
+        """Submit jobs and yield their ids; each starts when the previous one has ended."""
         import submitit
 
         executor = submitit.LocalExecutor(folder=logs, max_num_timeout=self.restarts)
@@ -186,21 +188,21 @@ class SubmititLocal(Submitted):
             yield handle.job_id
             while not handle.done():
                 time.sleep(0.2)
-            records.end_if_lost(Path(job.output), f"the job ended without a word; see {handle.paths.stdout}")
+            records.end_if_lost(Path(job.output), f"the job died without reporting an error; see {handle.paths.stdout}")
 
-    def told(self, job: str) -> str:
+    def commands(self, job: str) -> str:
         return f"cancel: kill {job}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In the queue
+# Jobs
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a task of a job does; submitit keeps it in a file and calls it."""
+    """Work of one task of a job; submitit pickles and calls it."""
 
-    work: Callable[..., Any]  # of a module, so that the file holds its name only
+    work: Callable[..., Any]  # a module's function, so that the pickle only holds its name
     config: dict[str, Any]
     output: str
     command: list[str]
@@ -211,59 +213,61 @@ class Job:
         from submitit.helpers import TorchDistributedEnvironment
 
         os.environ["MASTER_PORT"] = distributed.meeting_port(JobEnvironment().job_id)
-        place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        environment = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         try:
             problems = slurm.idle_gpus(self.config)
             if problems:
                 raise ConfigError(problems)
-            with distributed.process_group(self.config["accelerator"]) if place.world_size > 1 else nullcontext():
+            with distributed.process_group(self.config["accelerator"]) if environment.world_size > 1 else nullcontext():
                 try:
                     return self.work(self.config, self.output, self.command, self.overrides)
                 except Stopped as error:
-                    stopped, goes_on = error, distributed.broadcast_object(place.rank == 0 and _goes_on(error))
+                    stopped = error
+                    is_requeued = distributed.broadcast_object(environment.rank == 0 and _should_requeue(error))
         except BaseException as error:
             self._fail(error)
-        return self._stop(stopped, place.rank, goes_on)
+        return self._stop(stopped, environment.rank, is_requeued)
 
     def _fail(self, error: BaseException) -> None:
-        """Submitit would end the process as if all were well."""
+        """Record and print an error, and end the process with its status; submitit would end it with 0."""
         if isinstance(error, (ConfigError, RunError)):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exception(error)
         output = Path(self.output)
-        if records.read_json(output / "run.json").get("status") == "submitted":  # the work has not begun, so is silent
+        if records.read_json(output / "run.json").get("status") == "submitted":  # the work has not begun
             records.end(output, "failed", str(error) or type(error).__name__)
         _leave(WRONG if isinstance(error, ConfigError) else FAILED)
 
-    def _stop(self, stopped: Stopped, rank: int, goes_on: bool) -> None:
-        """Its state is saved; it goes back into the queue if it goes on."""
+    def _stop(self, stopped: Stopped, rank: int, is_requeued: bool) -> None:
+        """End a job whose state is saved, requeueing it first if it should continue."""
         print(stopped, flush=True)
-        if not goes_on:
+        if not is_requeued:
             _leave(STOPPED)
         if rank > 0:
             if os.environ["SUBMITIT_EXECUTOR"] == "slurm":
-                time.sleep(600)  # the first rank's requeueing ends all; leaving earlier would end it
+                time.sleep(600)  # the first rank's requeueing ends all ranks; one that leaves earlier ends the job
             _leave(STOPPED)
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's handler: pickles the job and requeues it
         try:
-            signal.getsignal(signal.SIGUSR2)(signal.SIGUSR2, None)  # submitit's own: keeps the job and requeues it
+            requeue(signal.SIGUSR2, None)
         except subprocess.CalledProcessError as error:
-            if error.returncode != -signal.SIGTERM:  # of scontrol, which the requeueing ended together with its caller
+            if error.returncode != -signal.SIGTERM:  # scontrol is ended by the requeueing, as its caller is
                 self._fail(error)
             time.sleep(600)
-        except Exception as error:  # too many time-outs
+        except Exception as error:  # too many timeouts
             records.end(Path(self.output), "failed", str(error))
             self._fail(error)
 
     def checkpoint(self) -> Any:
-        """The same again: everything to go on with lies in the run's folder."""
+        """Resubmit this job unchanged; it resumes from the run's folder."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def _goes_on(stopped: Stopped) -> bool:
-    """An evicted job, and one whose time is over, unless somebody wanted it to end."""
+def _should_requeue(stopped: Stopped) -> bool:
+    """Whether a job was preempted or out of time, rather than canceled by a user."""
     if stopped.reason == signal.SIGTERM:
         return os.environ["SUBMITIT_EXECUTOR"] == "slurm" and slurm.is_evicting(os.environ["SLURM_JOB_ID"])
     return stopped.reason != signal.SIGINT
@@ -276,7 +280,7 @@ def _leave(status: int) -> None:
 
 
 def queued(record: dict[str, Any]) -> str | None:
-    """The id of a run's job if SLURM still has it, waiting or running."""
+    """Id of a run's job if SLURM still has it, pending or running."""
     job = record.get("job") or {}
     if job.get("cluster") != "slurm" or record["status"] == "done":
         return None
@@ -284,30 +288,30 @@ def queued(record: dict[str, Any]) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Into the queue
+# Submission
 
-_waiting: list[Job] = []  # of this command; equal ones become one array
+_waiting: list[Job] = []  # of this command; jobs with equal resources become one array
 
 
 def submit_later(
     work: Callable[..., Any], config: dict[str, Any], output: str, command: list[str], overrides: list[str]
 ) -> None:
-    """Remember a job until all of the command's jobs are known."""
+    """Collect a job until all of the command's jobs are known."""
     limits = [LAUNCHERS.build(config["launcher"]).minutes(), config["stop_after_minutes"] or float("inf")]
     _waiting.append(Job(work, {**config, "stop_after_minutes": min(limits)}, output, command, overrides))
 
 
 def submit_waiting() -> None:
-    """Submit the remembered jobs and say how to follow and to cancel them.
+    """Submit the collected jobs and print how to follow and to cancel them.
 
-    Raises ConfigError if they are refused, FailedJobs if some have failed already, as those on this machine may.
+    Raises ConfigError if they are refused, FailedJobs if some have failed already, as jobs on this machine may.
     """
     jobs, _waiting[:] = list(_waiting), []
-    alike: dict[str, list[Job]] = {}
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
-        asked = {key: job.config[key] for key in ("launcher", "devices", "nodes", "accelerator")}
-        alike.setdefault(json.dumps([asked, job.config["data"]["workers"]]), []).append(job)
-    for group in alike.values():
+        resources = {key: job.config[key] for key in ("launcher", "devices", "nodes", "accelerator")}
+        groups.setdefault(json.dumps([resources, job.config["data"]["workers"]]), []).append(job)
+    for group in groups.values():
         _submit(group)
     if len(jobs) > 1:
         print(f"when they are done: python launch.py task=report report.runs={_common_folder(jobs)}")
@@ -318,7 +322,7 @@ def submit_waiting() -> None:
 
 
 class FailedJobs(Exception):
-    """Jobs that were submitted have failed; what is said of each."""
+    """Submitted jobs have failed; one line for each."""
 
 
 def _submit(jobs: list[Job]) -> None:
@@ -326,14 +330,14 @@ def _submit(jobs: list[Job]) -> None:
     logs = _common_folder(jobs) / "submitit"
     logs.mkdir(parents=True, exist_ok=True)
     setup = [*launcher.setup, *(_run_copied_code(logs) if launcher.snapshot else [])]
-    before = [records.submit(Path(job.output), job.config, job.command, job.overrides) for job in jobs]
+    undo = [records.submit(Path(job.output), job.config, job.command, job.overrides) for job in jobs]
     try:
         for job, name in zip(jobs, launcher.submit(jobs, logs, setup), strict=True):
             records.note_job(Path(job.output), {"cluster": job.config["launcher"]["name"], "id": name})
             print(f"submitted as job {name}: {job.output}")
-            print(f"  follow: tail -F {shlex.quote(job.output + '/train.log')}   {launcher.told(name)}", flush=True)
+            print(f"  follow: tail -F {shlex.quote(job.output + '/train.log')}   {launcher.commands(name)}", flush=True)
     except ConfigError:
-        for restore in before:
+        for restore in undo:
             restore()
         raise
 
@@ -343,14 +347,14 @@ def _common_folder(jobs: list[Job]) -> Path:
 
 
 def _run_copied_code(logs: Path) -> list[str]:
-    """Copy the code, which may change while a job waits; the shell lines that make Python take the copy."""
-    package = Path(__file__).resolve().parent
+    """Copy the code, which may change while a job is pending. Returns the shell lines that make Python use the copy."""
+    package = Path(__file__).resolve().parents[1]
     copy = logs / f"code-{datetime.now():%Y%m%d-%H%M%S-%f}"
     shutil.copytree(package, copy / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return [f'export PYTHONPATH={shlex.quote(str(copy))}"${{PYTHONPATH:+:$PYTHONPATH}}"', "export PYTHONSAFEPATH=1"]
 
 
 def _reason(error: Exception) -> str:
-    """What sbatch said, out of submitit's account of it."""
+    """Error message of sbatch in submitit's exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("sbatch: error:")), lines[-1])

@@ -1,6 +1,6 @@
-"""The command line: Hydra around the application, and what to say when a command cannot run.
+"""Command line: Hydra around the application, and messages for commands that cannot run.
 
-Exit status: 0 done, 1 failed, 2 the configuration or the input is wrong, 75 stopped by a signal with the state saved.
+Exit status: 0 done, 1 failed, 2 wrong configuration or input, 75 stopped by a signal with the state saved.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -29,12 +30,12 @@ from vidssl.ranks import slurm
 from vidssl.registry import ConfigError, RunError, expand_home, nearest, unknown
 from vidssl.run.words import globs_in_full, is_multirun, overrides, parsed, paths_as_typed, quoted, values_of
 
-OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # whose keys are not known beforehand
+OPEN = ("launcher.sbatch.", "launcher.sbatch=")  # sections that take any key
 LISTS = "a,b,c choice(a,b,c) range(1,5) glob(NAME*)"
 OF_HYDRA = (HydraException, OmegaConfBaseException)
-COMPOSING = (*OF_HYDRA, ValueError, TypeError)  # what Hydra raises while it composes; the last two for group=3
-SWEEPERS = {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad", "optuna")}  # packages that have them
-OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups that each training task has one of
+COMPOSING = (*OF_HYDRA, ValueError, TypeError)  # raised by Hydra while it composes; the last two for group=3
+SWEEPERS = {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad", "optuna")}  # sweeper -> package
+OF_TASKS = ("optimizer", "schedule", "augmentation")  # groups of each training task
 SEVERAL = (
     "torchrun or srun started this process as one rank of one run, which cannot be many runs; without them, devices=N "
     "gives each run its ranks, or launcher=slurm submits them"
@@ -42,13 +43,13 @@ SEVERAL = (
 
 
 def run(main: Callable[[], Any], home: Path) -> int:
-    """Run the Hydra application `main`, whose conf/ lies under `home`; the exit status."""
+    """Run the Hydra application `main`, whose conf/ is in `home`. Returns the exit status."""
     os.environ["VIDSSL_HOME"] = str(home)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily starve the loader's workers
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on unchanged
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # busy waiting takes processors from the loader's workers
     print_any_name()
     register_resolvers()
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl-C, until a run takes them
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl-C, until a run handles them
         signal.signal(number, signal.default_int_handler)
     _failures.clear()
     _sweeps.clear()
@@ -77,30 +78,30 @@ def run(main: Callable[[], Any], home: Path) -> int:
             return _refuse(problems)
         if not _failures:  # else a sweeper that got no score, because runs failed
             _failures.append((sys.argv[1:], error))
-    except KeyboardInterrupt:  # before a run could take the signal, or the second one
-        print("stopped at once; the same command goes on from what is saved", file=sys.stderr)
+    except KeyboardInterrupt:  # before a run handles the signal, or a second one
+        print("stopped at once; the same command continues from what is saved", file=sys.stderr)
         return STOPPED
     except Exception as error:  # a job's own errors are among the failures
         _failures.append((sys.argv[1:], error))
-    for chosen, error in _failures:
+    for words, failure in _failures:
         if len(_failures) > 1:
-            print(f"failed: {' '.join(chosen)}", file=sys.stderr)
-        _tell(error)
-    return max((_status(error) for _, error in _failures), key=(DONE, WRONG, FAILED).index, default=DONE)
+            print(f"failed: {' '.join(words)}", file=sys.stderr)
+        _print_error(failure)
+    return max((_status(failure) for _, failure in _failures), key=(DONE, WRONG, FAILED).index, default=DONE)
 
 
-_failures: list[tuple[list[str], Exception]] = []  # jobs of this command that did not end well
-_sweeps: list[Path] = []  # whose table is to be shown
+_failures: list[tuple[list[str], Exception]] = []  # failed jobs of this command
+_sweeps: list[Path] = []  # folders of sweeps whose table is to be printed
 
 
 def _finish() -> None:
-    """When all jobs of the command are known: those for a cluster are submitted, and a sweep's table is shown."""
+    """Submit the command's cluster jobs, and print the tables of its sweeps."""
     try:
         if "vidssl.ranks.submit" in sys.modules:
             sys.modules["vidssl.ranks.submit"].submit_waiting()
     finally:
         for folder in _sweeps:
-            from vidssl.tasks.report import show_report
+            from vidssl.tasks.report import show_report  # imports here and below are late, so that --help is fast
 
             show_report(folder)
 
@@ -111,7 +112,7 @@ def _status(error: Exception) -> int:
     return WRONG if isinstance(error, (ConfigError, VideoError)) else FAILED
 
 
-def _tell(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     from vidssl.ranks.submit import FailedJobs
     from vidssl.run.app import FailedBefore
 
@@ -146,31 +147,32 @@ def _refuse(problems: list[str]) -> int:
 
 
 def application(cfg: DictConfig) -> float | None:
-    """One job: the composed configuration in the folder that Hydra chose."""
+    """Run one job: a composed configuration in the folder that Hydra chose."""
     from vidssl.run.app import main
 
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # hydra.job.chdir=true would give relative paths another meaning
-    output, chosen = Path(hydra.runtime.output_dir), _typed(hydra.overrides.task)
+    output, words = Path(hydra.runtime.output_dir), _typed(hydra.overrides.task)
     try:
-        return main(cfg, output, sys.argv, chosen, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
+        return main(cfg, output, sys.argv, words, is_one_of_many=hydra.mode == RunMode.MULTIRUN)
     except Exception as error:
         if type(error).__name__ == "Stopped":  # of vidssl.engine.distributed; a sweep ends here, too
             print(error, file=sys.stderr)
             raise SystemExit(STOPPED) from None
-        _failures.append((chosen, error))  # Hydra would end a sweep at its first failure
+        _failures.append((words, error))  # Hydra would end a sweep at its first failure
         return None
     finally:
         _remove_if_empty(output)
 
 
-def _typed(words: ListConfig) -> list[str]:
-    """As they are; Hydra's list would have ${...} in them replaced."""
-    return OmegaConf.to_container(words, resolve=False)
+def _typed(words: ListConfig | list[str]) -> list[str]:
+    """Overrides as they were typed; Hydra's own list would resolve ${...} in them."""
+    plain: Any = OmegaConf.to_container(words, resolve=False)
+    return plain
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes a run's folder before anybody has looked at the configuration."""
+    """Remove the folder that Hydra created before the configuration was checked, and empty ones above it."""
     here = Path.cwd()
     while folder != here and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -180,9 +182,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def register_resolvers() -> None:
-    """Functions for values in conf/.
+    """Register the resolvers of conf/.
 
-    either: the first path unless it is null. below: a path as seen from a folder. tasks: the names of the chosen tasks.
+    either: the first path unless it is null. below: a path relative to a folder. tasks: names of the run's tasks.
     for_backbone: the value listed for the run's backbone, else the second argument.
     """
     OmegaConf.register_new_resolver("either", _either, replace=True)
@@ -206,10 +208,10 @@ def _task_names(*, _root_: DictConfig) -> str:
 
 
 class SweepReport(Callback):
-    """Before many runs: which they will be. After them: one table of them all, with differences to one of its rows."""
+    """Hydra callback of a sweep: records its planned runs before they start, and prints their table at the end."""
 
     def __init__(self, **about: Any):
-        """about: what stands in the sweep's file; vidssl.tasks.report reads it from there as well."""
+        """about: keys of the sweep's file, which vidssl.tasks.report reads from there."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from vidssl.report.plan import write_plan
@@ -221,7 +223,7 @@ class SweepReport(Callback):
             write_plan(Path(config.hydra.sweep.dir), [list(job) for job in product(*choices.values())], varied)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if not config.check_only and config.launcher.name != "slurm":  # which has only begun
+        if not config.check_only and config.launcher.name != "slurm":  # jobs have only been submitted
             _sweeps.append(Path(config.hydra.sweep.dir))
 
 
@@ -230,15 +232,15 @@ class SweepReport(Callback):
 
 
 def _settings_first(words: list[str]) -> list[str]:
-    """`a=1 -m b=2` as `a=1 b=2 -m`; Hydra wants settings in one place."""
+    """Write `a=1 -m b=2` as `a=1 b=2 -m`; Hydra expects overrides next to each other."""
     settings = overrides(words)
     return settings + [word for word in words if word not in settings]
 
 
 def expand(words: list[str], home: Path) -> list[str]:
-    """Short forms as Hydra wants them.
+    """Expand short forms for Hydra.
 
-    `optimizer=adamw` without a task means the first task of the run that has one: optimizer@pretrain.optimizer.
+    `optimizer=adamw` sets the optimizer of the run's first task that has one: optimizer@pretrain.optimizer.
     launcher.sbatch takes any key. glob() is replaced by the names that it matches.
     """
     words = globs_in_full([f"++{word}" if word.startswith(OPEN) else word for word in words], partial(_options, home))
@@ -252,18 +254,21 @@ def expand(words: list[str], home: Path) -> list[str]:
     expanded = []
     for word in words:
         group = word.split("=")[0]
-        tasks = [name for name, section in config.items() if isinstance(section, DictConfig) and group in section]
+        tasks = [str(name) for name, each in config.items() if isinstance(each, DictConfig) and group in each]
         expanded.append(f"{group}@{tasks[0]}.{word}" if word in short and tasks else word)
     return expanded
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Explanations: Hydra stops at the first mistake and knows no suggestions
+# Explanations: Hydra stops at the first mistake and makes no suggestions
 
 
 def explain(words: list[str], home: Path) -> list[str]:
-    """Every mistake of a command line that Hydra could not compose, a line each."""
-    groups, values, problems, doubtful = [], [], [], []
+    """Every mistake in a command line that Hydra could not compose, one line each."""
+    groups: list[str] = []
+    values: list[tuple[str, Override]] = []
+    problems: list[str] = []
+    doubtful: list[str] = []  # groups of which it is not known what was meant
     for word in words:
         if not word.startswith("-") and "=" not in word and word[:1] not in "~+" and not _belongs_to_flag(word, words):
             tasks = _options(home, "task")
@@ -289,8 +294,8 @@ def explain(words: list[str], home: Path) -> list[str]:
             none = f"{word}: chooses nothing; leave the word out, or ~{group} takes out what is chosen by itself"
             problems.append(none if name is None else unknown(group, name, options))
         if wrong:
-            near = [nearest(name, options) for name in wrong]
-            if not all(near):
+            near = [name for name in (nearest(name, options) for name in wrong) if name]
+            if len(near) < len(wrong):
                 doubtful.append(group)
             elif len(_chosen(override)) == 1:
                 groups.append(f"{override.get_key_element()}={near[0]}")
@@ -299,8 +304,8 @@ def explain(words: list[str], home: Path) -> list[str]:
             problems.append(f"{word}: several values; for a list quote it, '{group}=[{choice}]', for many runs add -m")
         else:
             groups.append(word)
-    config, found = _compose_all(groups, home)
-    problems += found
+    config, more = _compose_all(groups, home)
+    problems += more
     if config is None:
         return problems
     good = list(groups)
@@ -312,8 +317,8 @@ def explain(words: list[str], home: Path) -> list[str]:
             good.append(word)
         else:
             problems.append(_unknown_key(config, key, word, home))
-    config, found = _compose_all(good, home)
-    problems += found
+    config, more = _compose_all(good, home)
+    problems += more
     if config is not None and not doubtful:
         problems += _check(config, {})
     return list(dict.fromkeys(problems))
@@ -330,9 +335,9 @@ def _missing_sweeper(word: str, name: Any, home: Path) -> list[str]:
 
 
 def prepare_sweep(words: list[str], home: Path) -> list[str]:
-    """The words of a sweep, with one folder for all of its runs.
+    """Arguments of a sweep, with one folder for all of its runs.
 
-    Raises ConfigError with every mistake in its jobs, before the first works.
+    Raises ConfigError with every mistake in its jobs, before the first starts.
     """
     hydra = _compose(overrides(words), home, hydra=True).hydra
     swept, is_basic = hydra.sweeper.get("params") or {}, _is_basic(hydra.sweeper)
@@ -343,7 +348,8 @@ def prepare_sweep(words: list[str], home: Path) -> list[str]:
     else:  # too many to try: each value once
         first = {key: values[0] for key, values in choices.items()}
         jobs = [list({**first, key: value}.values()) for key, values in choices.items() for value in values]
-    configs, known = [_compose(job, home) for job in jobs], {}
+    configs = [_compose(job, home) for job in jobs]
+    known: dict[tuple[str, str], Any] = {}
     problems = [problem for config in configs for problem in _check(config, known)]
     problems += _moving_folder(words, jobs, home)
     problems += _unmade(Path(hydra.sweep.dir), problems)
@@ -353,31 +359,33 @@ def prepare_sweep(words: list[str], home: Path) -> list[str]:
 
 
 def _globs_of_file(swept: Mapping[str, Any], words: list[str], home: Path) -> list[str]:
-    """Keys that a sweep's file sweeps with glob() and nobody typed, in full; Hydra would take _NAMES as well."""
+    """Expand glob() in a sweep's file for keys that were not typed; Hydra would include _NAMES as well."""
     typed = {word.partition("=")[0] for word in words}
     globs = [f"{key}={values}" for key, values in swept.items() if "glob(" in str(values) and key not in typed]
     return globs_in_full(globs, partial(_options, home))
 
 
 def _moving_folder(words: list[str], jobs: list[list[str]], home: Path) -> list[str]:
-    given = [word for word in words if word.startswith("hydra.sweep.dir=") and "${" in word]
-    if len({_compose([*job, *given], home, hydra=True).hydra.sweep.dir for job in jobs if given}) < 2:
+    """Problem of a sweep's folder that would differ between its runs."""
+    folders = [word for word in words if word.startswith("hydra.sweep.dir=") and "${" in word]
+    if len({_compose([*job, *folders], home, hydra=True).hydra.sweep.dir for job in jobs if folders}) < 2:
         return []
     return [
-        f"{given[-1]}: would be another folder for each run; put what differs between them into hydra.sweep.subdir, "
+        f"{folders[-1]}: would be another folder for each run; put what differs between them into hydra.sweep.subdir, "
         "as in hydra.sweep.dir=OUT 'hydra.sweep.subdir=s${seed}'"
     ]
 
 
 def _with_folder(words: list[str], outputs: list[str | None], sweep: DictConfig, is_basic: bool) -> list[str]:
-    """The words of a sweep; where output= differs between runs, with the folder above them all as the sweep's.
+    """Arguments of a sweep; if output= differs between runs, with their common parent as the sweep's folder.
 
-    Raises ConfigError where that is none but the working directory.
+    Raises ConfigError if there is no common parent but the working directory.
     """
-    if None in outputs or len(set(outputs)) < 2:
+    paths = [expand_home(output) for output in outputs if output is not None]
+    if len(paths) < len(outputs) or len(set(outputs)) < 2:
         return words
     try:
-        top = os.path.commonpath([expand_home(output) for output in outputs])
+        top = os.path.commonpath(paths)
     except ValueError:  # some absolute, some relative
         top = ""
     if top in ("", os.sep):
@@ -391,20 +399,22 @@ def _with_folder(words: list[str], outputs: list[str | None], sweep: DictConfig,
         or len(set(outputs)) < len(outputs)
         or any(word.startswith("hydra.sweep.subdir=") for word in words)
     ):
-        subdir += f"/{OmegaConf.to_container(sweep)['subdir']}"
+        plain: Any = OmegaConf.to_container(sweep)
+        subdir += f"/{plain['subdir']}"
     words = [word for word in words if not word.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir="))]
     return [f"hydra.sweep.dir={quoted(top)}", f"hydra.sweep.subdir={quoted(subdir)}", *words]
 
 
 def _is_basic(sweeper: DictConfig) -> bool:
-    """Whether all jobs of the sweep are known beforehand; an optimizing sweeper asks for one after the other."""
+    """Whether all jobs of the sweep are known in advance; an optimizing sweeper chooses one after the other."""
     return sweeper._target_.endswith(".BasicSweeper")
 
 
 def _choices(words: list[str], swept: Mapping[str, Any], home: Path, *, discrete: bool = True) -> dict[str, list[str]]:
-    """For each key the overrides that the jobs of a sweep get in turn, worded as Hydra words them; swept: by its file.
+    """Overrides of each key that the jobs of a sweep get in order, as Hydra writes them.
 
-    discrete: all of them; else an interval gives its ends. Raises ConfigError for what cannot be read.
+    swept: key -> values in the sweep's file. discrete: refuse intervals, else an interval gives its two ends. Raises
+    ConfigError for what cannot be read.
     """
     choices: dict[str, list[str]] = {}
     for word in [*(f"{key}={values}" for key, values in swept.items()), *overrides(words)]:
@@ -413,7 +423,7 @@ def _choices(words: list[str], swept: Mapping[str, Any], home: Path, *, discrete
             raise ConfigError(override)
         if discrete and override.is_sweep_override() and not override.is_discrete_sweep():
             raise ConfigError(f"{word}: needs an optimizing sweeper, such as hydra/sweeper=optuna; allowed: {LISTS}")
-        if not override.is_hydra_override():  # what is said last holds
+        if not override.is_hydra_override():  # the last override of a key holds
             key = override.get_key_element()
             choices[key] = [f"{key}={value}" for value in values_of(override)]
     return choices
@@ -431,15 +441,17 @@ def _check(config: DictConfig, known: dict) -> list[str]:
 
 def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     first = key.split(".")[0]
-    if instead := _instead_of(key):
+    if instead := _instead_of(key, config):
         return f"{word}: this key was removed; {instead}"
     if first in _options(home, "task") and first not in config:
         tasks = [str(name) for name in config if name in _options(home, "task")]
         return f"{word}: {first} is not among this run's tasks; did you mean task=[{','.join([*tasks, first])}]?"
     keys = list(_keys(config))
     last = key.split(".")[-1]
-    near = [other for other in keys if other.split(".")[-1] == last][:3] or [nearest(key, keys, cutoff=0.6)]
-    hint = f" Did you mean {' or '.join(near)}?" if near[0] else ""
+    near = [other for other in keys if other.split(".")[-1] == last][:3]
+    if not near and (most_similar := nearest(key, keys, cutoff=0.6)):
+        near = [most_similar]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     parent = key.rpartition(".")[0]
     while parent and not isinstance(OmegaConf.select(config, parent), DictConfig):
         parent = parent.rpartition(".")[0]
@@ -447,17 +459,19 @@ def _unknown_key(config: DictConfig, key: str, word: str, home: Path) -> str:
     return f"{word}: unknown key.{hint} Allowed keys{f' under {parent}' if parent else ''}: {allowed}"
 
 
-def _instead_of(key: str) -> str | None:
-    """What to do in place of a task's option of earlier versions."""
-    from vidssl.tasks import TASKS
+def _instead_of(key: str, config: DictConfig | None = None) -> str | None:
+    """What to do instead of setting a key of an earlier version; options list such keys as `removed`."""
+    from vidssl.run.check import RunOptions, options_of
 
-    task, _, option = key.partition(".")
-    removed = getattr(TASKS.get(task), "removed", {}) if task in TASKS.names() else {}
-    return removed.get(option.split(".")[0])
+    name, _, option = key.partition(".")
+    section = config.get(name) if config is not None else None
+    part = section.get("name") if isinstance(section, DictConfig) else None
+    options = options_of(name, part)
+    return getattr(options, "removed", {}).get(name if options is RunOptions else option.split(".")[0])
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in config:
+    for name in map(str, config):
         yield f"{prefix}{name}"
         node = config._get_node(name)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
@@ -469,9 +483,9 @@ def _has(config: DictConfig, key: str) -> bool:
 
 
 def _belongs_to_flag(word: str, words: list[str]) -> bool:
-    """`job` of --cfg job, and the like."""
-    place = words.index(word)
-    return place > 0 and words[place - 1].startswith("-") and words[place - 1] not in ("-m", "--multirun", "--resolve")
+    """Whether an argument is the value of a flag, as `job` of --cfg job."""
+    index = words.index(word)
+    return index > 0 and words[index - 1].startswith("-") and words[index - 1] not in ("-m", "--multirun", "--resolve")
 
 
 def _chosen(override: Any) -> list[Any]:
@@ -481,14 +495,15 @@ def _chosen(override: Any) -> list[Any]:
 
 
 def _options(home: Path, group: str) -> list[str]:
-    """Names that may be chosen in a group, from its folder."""
+    """Names in a group, from its folder."""
     folders = [home / "conf" / group, home / group] if group.split("/")[0] == "sweeps" else [home / "conf" / group]
     return sorted(file.stem for folder in folders for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
 
 
 def _compose_all(words: list[str], home: Path) -> tuple[DictConfig | None, list[str]]:
-    """The configuration of those overrides that compose, and what is wrong with the others."""
-    good, problems = [], []
+    """Configuration of the overrides that compose, and what is wrong with the others."""
+    good: list[str] = []
+    problems: list[str] = []
     try:
         return _compose(words, home), []
     except COMPOSING:

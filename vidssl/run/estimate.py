@@ -1,4 +1,4 @@
-"""The plan that check_only prints: what each task will do, take and leave, and what comes before the first of them."""
+"""Estimate printed by check_only: work, cost and files of each task, and preparation before the first one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from vidssl.data.manifest import Listing, omissions
 from vidssl.engine.disk import human
 from vidssl.ranks.submit import LAUNCHERS
 from vidssl.registry import read_options
-from vidssl.run.check import task_names
-from vidssl.tasks import TASKS
+from vidssl.run.check import read_tasks
 from vidssl.tasks.costs import Cost, Costs, operations, pluralize
 
 
 def estimate(config: dict[str, Any], output: Path) -> list[str]:
-    """Lines for people, of a sound configuration."""
+    """Printable lines about a checked configuration."""
     costs = Costs(config)
     parts = task_costs(costs)
     chosen = " ".join(f"{key}={config[key]['name']}" for key in ("method", "backbone", "dataset"))
@@ -34,19 +33,18 @@ def estimate(config: dict[str, Any], output: Path) -> list[str]:
 
 
 def task_costs(costs: Costs) -> list[Cost]:
-    """Of every task, in their order."""
-    config = costs.config
-    tasks = {name: TASKS.get(name)(**read_options(TASKS.get(name), config[name])) for name in task_names(config)}
-    return [task.estimate(name, costs) for name, task in tasks.items()]
+    """Costs of every task, in order."""
+    return [task.estimate(name, costs) for name, task in read_tasks(costs.config).items()]
 
 
 def left_out(listings: Mapping[str, Listing]) -> list[str]:
-    """Listed videos that are not on disk, a line for each split."""
+    """Listed videos that are not on disk, one line per split."""
     lines = {split: omissions(listing) for split, listing in listings.items()}
     return [f"{split} split: {line}" for split, line in lines.items() if line]
 
 
 def to_render(listings: Iterable[Listing]) -> list[str]:
+    """Number of synthetic videos that are still to be rendered."""
     missing = [
         listing.root / recipe.name
         for listing in listings
@@ -57,7 +55,7 @@ def to_render(listings: Iterable[Listing]) -> list[str]:
 
 
 def to_copy(listings: Iterable[Listing], config: dict[str, Any]) -> list[str]:
-    """Small copies that are still to be made; how large they get only the videos tell."""
+    """Number of small copies that are still to be made; their size is not known in advance."""
     options = DataOptions(**read_options(DataOptions, config["data"]))
     if options.cache is None:
         return []
@@ -71,19 +69,19 @@ def to_copy(listings: Iterable[Listing], config: dict[str, Any]) -> list[str]:
 
 
 def _total(flops: list[int | None]) -> list[str]:
-    counted = [number for number in flops if number is not None]
+    counted = [count for count in flops if count is not None]
     if len(counted) < len(flops) or not sum(counted):
         return []
     return [f"in all {operations(sum(counted))} of convolutions and matrix products, a multiply-add being two"]
 
 
 def disk(output: Path, files: dict[str, int], config: dict[str, Any]) -> list[str]:
-    """What the run leaves, and whether there is room: a file is written beside the old one before it replaces it."""
+    """Files that the run leaves, and whether there is space: a new file is complete before it replaces the old one."""
     folder = next(path for path in (output, *output.parents) if path.exists())
     free, total = shutil.disk_usage(folder).free, sum(files.values())
     logs = ["config.yaml", "run.json", "result.json", "metrics.jsonl", "train.log", "tensorboard/"]
-    shows = "pretrain" in config and config["trainer"]["pictures_every"]
-    logs += ["pictures/"] if shows or "visualize" in config else []
+    draws = "pretrain" in config and config["trainer"]["pictures_every"]
+    logs += ["pictures/"] if draws or "visualize" in config else []
     shown = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     lines = [f"leaves {human(total)} and logs in {shown}, where {human(free)} are free"]
     lines += [f"  {', '.join(f'{name} {human(size)}' for name, size in files.items())}"] if files else []

@@ -1,15 +1,16 @@
-"""Everything that a run's tasks need, read and tried before the first of them starts.
+"""Trial of what a run's tasks need, before the first of them starts.
 
-A training of days must not end at what its evaluation finds missing. Rendered data sets are not tried: they are made
-here, when they are first read.
+A training of days should not end because its evaluation misses something. Rendered data sets are not tried: they are
+made here, when they are first read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vidssl import build
-from vidssl.build import Run
+from vidssl.build import ClipOptions, Run
 from vidssl.clips import ClipPlan
 from vidssl.data.manifest import Listing, Manifest, absent_classes, differences, identity, omissions, too_many_omissions
 from vidssl.engine import distributed, records
@@ -18,10 +19,9 @@ from vidssl.tasks import TASKS, Task
 
 
 def preflight(run: Run, names: Sequence[str]) -> None:
-    """Scan every split, log which listed videos are left out, decode a clip of each evaluation, write a row of each
-    file.
+    """Scan every split, decode clips of each evaluation, write a row of each file; log which videos are left out.
 
-    names: the tasks that are still to run. Raises ConfigError on all ranks if one of them could not be completed.
+    names: tasks that are still to run. Raises ConfigError on all ranks if one of them could not be completed.
     """
     tasks = [TASKS.get(name)(**read_options(TASKS.get(name), run.config[name])) for name in names]
     logged: set[str] = set()
@@ -66,8 +66,8 @@ def _other_data(run: Run, tasks: Sequence[Task]) -> list[str]:
 
 
 def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest) -> list[str]:
-    """What of a split is not as the data set's files say."""
-    example = files.missing[0] if files.missing else None  # named with the other omissions
+    """Differences between a split and the data set's files, one line each."""
+    example = files.missing[0] if files.missing else None  # is named among the omissions
     lines = [f"{split} split: {line}" for line in files.remarks if example is None or example not in line]
     left_out = omissions(files, videos)
     lines += [f"{split} split: {left_out}"] if left_out else []
@@ -75,38 +75,39 @@ def _warnings(run: Run, task: Task, split: str, files: Listing, videos: Manifest
 
 
 def manifests(run: Run, task: Task) -> Iterator[tuple[str, Manifest]]:
-    """The splits of the user's own videos that the task reads; scans what is not scanned yet."""
+    """Splits of the user's own videos that the task reads; those that are not scanned yet are scanned."""
     for split in dict.fromkeys((*task.trains_on, *task.evaluates)):
-        if hasattr(task, "clip_frames") and not build.listing(run, split).recipes:
-            yield split, _manifest(run, task, split)
-
-
-def _manifest(run: Run, task: Task, split: str) -> Manifest:
-    window = task.clip_frames * task.frame_stride
-    return build.manifest(run, split, window, training=split in task.trains_on)
+        if isinstance(task, ClipOptions) and not build.listing(run, split).recipes:
+            window = task.clip_frames * task.frame_stride
+            yield split, build.manifest(run, split, window, training=split in task.trains_on)
 
 
 def _training(run: Run, task: Task) -> Manifest | None:
-    """The videos whose classes the task's classifier or gallery knows, if it has any."""
-    if "train" not in (*task.trains_on, *task.evaluates):
-        return None
-    return _manifest(run, task, "train")
+    """Videos whose classes the task's classifier or gallery has, if there are any."""
+    return dict(manifests(run, task)).get("train")
 
 
 def _tried(run: Run, task: Task) -> Iterator[str]:
-    """What goes wrong where the task's evaluation does its work on one or two videos."""
+    """Problems of the task's evaluation with one to three videos, and of the files that it writes."""
+    crop = _evaluation_crop(task)
     for split, videos in manifests(run, task):
-        if split in task.evaluates and hasattr(task, "clips"):
-            yield from _undecodable(run, task, split, videos)
+        if split in task.evaluates and isinstance(task, ClipOptions) and crop is not None:
+            yield from _undecodable(run, task, crop, split, videos)
     task.rehearse(run)
 
 
-def _undecodable(run: Run, task: Task, split: str, videos: Manifest) -> Iterator[str]:
-    """Decode a clip of the first and the last video. One that fails will be left out; if others fail too, all may."""
-    augmentation = getattr(task, "test_augmentation", None) or task.augmentation
-    clips = build.dataset(run, videos, ClipPlan.uniform(1), augmentation.crop, task, training=False)
+def _evaluation_crop(task: Task) -> dict[str, Any] | None:
+    """Spatial crop of the clips that a task evaluates; None if it evaluates none."""
+    if not hasattr(task, "clips"):
+        return None
+    return getattr(task, "test_augmentation" if hasattr(task, "test_augmentation") else "augmentation").crop
+
+
+def _undecodable(run: Run, clip: ClipOptions, crop: dict[str, Any], split: str, videos: Manifest) -> Iterator[str]:
+    """Decode a clip of the first and the last video, and a third one if both fail: a problem if all of them do."""
+    clips = build.dataset(run, videos, ClipPlan.uniform(1), crop, clip, training=False)
     last = len(videos) - 1
-    reasons = {number: _reason(clips, number) for number in (0, last)}
+    reasons = {index: _reason(clips, index) for index in (0, last)}
     if all(reasons.values()):
         reasons[last // 2] = reasons.get(last // 2) or _reason(clips, last // 2)
     failed = [reason for reason in reasons.values() if reason]
@@ -117,7 +118,7 @@ def _undecodable(run: Run, task: Task, split: str, videos: Manifest) -> Iterator
             run.log.say(f"warning: {split} split: a video will be left out: {reason}")
 
 
-def _reason(clips: build.ClipDataset, number: int) -> str | None:
-    """Why a video gives no clip, or None."""
-    failures = clips[0, number].failures
+def _reason(clips: build.ClipDataset, index: int) -> str | None:
+    """Reason why a video gives no clip, or None."""
+    failures = clips[0, index].failures
     return failures[0][1] if failures else None

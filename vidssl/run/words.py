@@ -1,9 +1,8 @@
-"""The words of a command line, written so that Hydra reads what was typed.
+"""Command-line arguments, quoted so that Hydra reads what was typed.
 
-Hydra's grammar gives a meaning to `=`, `,`, brackets and quotes, and knows no `#`, `&`, `~` or letters beyond ASCII
-outside of quotes. Keys that are paths take such a word as it is. Three things keep their meaning in them: null,
-${...}, and a value that is quoted already. In a multirun, commas separate the paths of several runs, unless the whole
-is the name of something on disk.
+Hydra's grammar gives a meaning to `=`, `,`, brackets and quotes, and accepts no `#`, `&`, `~` or non-ASCII letters
+outside of quotes. Values of path keys are taken literally, except for null, ${...} and values that are quoted already.
+In a multirun, commas separate the paths of several runs, unless the whole value is the name of something on disk.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
 from vidssl.registry import ConfigError, expand_home
@@ -35,13 +34,13 @@ PATHS = frozenset(
         "against",
         "files",
     )
-)  # fmt: skip  the last part of each key that an annotation calls a FilePath; here, so that torch need not be imported
+)  # fmt: skip  the last part of each key annotated as FilePath; listed, because reading annotations would import torch
 HYDRA_PATHS = frozenset(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"))
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def overrides(words: Iterable[str]) -> list[str]:
-    """The words that set something, without flags and what belongs to these."""
+    """Overrides among the arguments, without flags and their values."""
     return [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
 
 
@@ -50,7 +49,7 @@ def is_multirun(words: Iterable[str]) -> bool:
 
 
 def parsed(word: str, options: Callable[[str], list[str]] = lambda group: []) -> Override | str:
-    """Hydra's reading of an override, or a line about what is wrong with it. options: a group's names, for glob()."""
+    """Override as parsed by Hydra, or a message about what is wrong with it. options: names in a group, for glob()."""
     try:
         override = OverridesParser.create().parse_override(word)
     except ValueError as error:  # a number of thousands of digits
@@ -59,9 +58,10 @@ def parsed(word: str, options: Callable[[str], list[str]] = lambda group: []) ->
         return _unreadable(word, str(error).splitlines()[0])
     if not override.key_or_group:
         return f"{word}: not of the form KEY=VALUE"
-    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+    glob = override.value()
+    if isinstance(glob, Glob):
         known = options(override.key_or_group)
-        names = override.value().filter(known)
+        names = glob.filter(known)
         if not known:
             return f"{word}: glob() chooses among the names of a group, and {override.key_or_group} is none"
         if not names:
@@ -84,7 +84,7 @@ def _unreadable(word: str, reason: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text in quotes, as Hydra reads them; ${...} in it keeps its meaning."""
+    """Quote a text for Hydra; ${...} in it keeps its meaning."""
     return QuotedString(text, Quote.double).with_quotes()
 
 
@@ -97,7 +97,7 @@ def is_path(key: str) -> bool:
 
 
 def paths_as_typed(words: list[str]) -> list[str]:
-    """The words, with the values of path keys quoted where Hydra would read something else."""
+    """Arguments with the values of path keys quoted where Hydra would read something else."""
     several = is_multirun(words)
     settings = set(overrides(words))
     return [_path_as_typed(word, several) if word in settings else word for word in words]
@@ -120,31 +120,32 @@ def _each_as_typed(values: str) -> str:
 
 
 def _as_typed(value: str, key: str = "") -> str:
-    """One path. Folders that Hydra makes itself need to have ~ replaced."""
+    """Quote one path. In folders that Hydra creates itself, ~ is replaced."""
     if key in HYDRA_PATHS:
         value = expand_home(value)
     override = parsed(f"key={value}")
     if not isinstance(override, str) and not override.is_sweep_override():
         read = override.value()
-        # a backslash that Hydra took away was typed for Hydra
+        # a backslash that Hydra removed was typed for Hydra
         if read is None or read == value or isinstance(override._value, QuotedString) or "\\" in value:
             return value
     return quoted(value)
 
 
 def _split(values: str) -> Iterator[str]:
-    """Parts between commas that stand outside of brackets and quotes."""
-    begin, expected = 0, []
-    for place, letter in enumerate(values):
+    """Split at commas outside of brackets and quotes."""
+    begin = 0
+    expected: list[str] = []  # closing brackets and quotes of the open ones
+    for position, letter in enumerate(values):
         if expected and letter == expected[-1]:
             expected.pop()
-        elif letter in "\"'" and (not expected or expected[-1] not in "\"'") and letter in values[place + 1 :]:
+        elif letter in "\"'" and (not expected or expected[-1] not in "\"'") and letter in values[position + 1 :]:
             expected.append(letter)
-        elif letter in CLOSING and CLOSING[letter] in values[place:] and (not expected or expected[-1] not in "\"'"):
+        elif letter in CLOSING and CLOSING[letter] in values[position:] and (not expected or expected[-1] not in "\"'"):
             expected.append(CLOSING[letter])
         elif letter == "," and not expected:
-            yield values[begin:place]
-            begin = place + 1
+            yield values[begin:position]
+            begin = position + 1
     yield values[begin:]
 
 
@@ -153,7 +154,7 @@ def _split(values: str) -> Iterator[str]:
 
 
 def globs_in_full(words: list[str], options: Callable[[str], list[str]]) -> list[str]:
-    """`method=glob(be*)` as `method=be,be_pretext,be_triplet`. Raises ConfigError where nothing matches."""
+    """Write `method=glob(be*)` as `method=be,be_pretext,be_triplet`. Raises ConfigError if nothing matches."""
     return [_glob_in_full(word, options) if "=glob(" in word else word for word in words]
 
 
@@ -167,9 +168,12 @@ def _glob_in_full(word: str, options: Callable[[str], list[str]]) -> str:
 
 
 def values_of(override: Override) -> list[Any]:
-    """What the runs of a sweep get in turn, worded as Hydra words them; of an interval its two ends."""
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    if override.is_discrete_sweep():
-        return list(override.sweep_string_iterator())
-    return [str(override.value().start), str(override.value().end)]
+    """Values of a sweep in order, as Hydra writes them; of an interval its two ends."""
+    interval = override.value()
+    if isinstance(interval, IntervalSweep):
+        return [str(interval.start), str(interval.end)]
+    return (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+    )

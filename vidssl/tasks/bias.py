@@ -27,7 +27,7 @@ from vidssl.evaluation.probe import logistic
 from vidssl.registry import PositiveInt, Within
 from vidssl.report.conditions import draw, legend, table
 from vidssl.report.tables import markdown
-from vidssl.tasks import TASKS, Task
+from vidssl.tasks import TASKS, Context, Task
 from vidssl.tasks.costs import Cost, Costs
 
 Read = Callable[[Tensor], Tensor]  # map [B, C, t, h, w] -> scores [B, classes]
@@ -48,6 +48,7 @@ class Bias(ClipOptions, Task):
     beta: Annotated[float, Within("(0, 1)")]
 
     splits = ("train", "test")
+    without_classifier = "bias.classifier=probe reads the features alone"
 
     @property
     def evaluates(self) -> tuple[str, ...]:
@@ -61,9 +62,14 @@ class Bias(ClipOptions, Task):
     def reads_classifier(self) -> bool:
         return self.classifier != "probe"
 
-    @property
-    def needs_rendered(self) -> bool:
-        return self.mask == "exact"
+    def conflicts(self, context: Context) -> list[str]:
+        listing = context.listing("test") if self.mask == "exact" else None
+        if listing is None or listing.recipes:
+            return []
+        return [
+            f"bias.mask=exact: only rendered videos have exact masks, dataset={context.config['dataset']['name']} has "
+            "not; allowed: auto, fame, seed, grid, gauss"
+        ]
 
     def estimate(self, name: str, costs: Costs) -> Cost:
         """Test videos once for each change, rendered ones where the data set has them."""
@@ -74,7 +80,7 @@ class Bias(ClipOptions, Task):
             line, flops = costs.scoring(self, self.clips, splits)
             cost.flops += flops
             cost.lines.append(f"  {line}" + (", if the checkpoint has no classifier" if splits == ["train"] else ""))
-        if self.needs_rendered or rendered:
+        if self.mask == "exact" or rendered:
             costs.listing("test_mask")  # is rendered, too
         return cost
 

@@ -17,7 +17,7 @@ from vidssl.engine.checkpoint import save_state
 from vidssl.evaluation.classifier import Classifier, Probe, Probes, pooled
 from vidssl.evaluation.metrics import hits
 from vidssl.registry import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval, Within
-from vidssl.tasks import TASKS, Task
+from vidssl.tasks import TASKS, Context, Task
 from vidssl.tasks.costs import Cost, Costs, Sizes, Steps, memory_lines, optimizer_state, state_bytes, training_line
 from vidssl.tasks.scores import rehearse, scored
 
@@ -72,8 +72,17 @@ class Finetune(TrainOptions, Scoring, Task):
     splits = ("train", "test")
     labelled = True
     starts_from = "backbone"
-    trains_backbone = True
     leaves = "classifier"
+
+    def conflicts(self, context: Context) -> list[str]:
+        if self.batch_size != context.parts or not context.is_single_value(self):
+            return []
+        return [
+            f"finetune.batch_size={self.batch_size}: batch norm needs two values of each channel or more, and of one "
+            f"video's {self.clip_frames} x {self.crop_size} x {self.crop_size} clip "
+            f"backbone={context.config['backbone']['name']} makes one; allowed: {2 * self.batch_size} or more, larger "
+            "clips, or trainer.batch_norm=frozen"
+        ]
 
     def estimate(self, name: str, costs: Costs) -> Cost:
         return estimate_on_clips(self, name, costs, frozen=False)
@@ -106,6 +115,18 @@ class Linear(TrainOptions, Scoring, Task):
 
     def problems(self) -> list[str]:
         return list(self.contradictions())
+
+    def conflicts(self, context: Context) -> list[str]:
+        clip_grad = context.config["trainer"]["clip_grad"]
+        problems = []
+        if self.rates is not None and clip_grad:
+            problems.append(
+                f"trainer.clip_grad={clip_grad}: limits the gradients of all linear.rates together, which are trained "
+                "at once; set it to 0, or linear.rates=null"
+            )
+        listing = context.listing("train")
+        labels = [video.label for video in listing.videos] if listing else []
+        return problems + (self.none_to_hold_out(labels) if labels else [])
 
     def estimate(self, name: str, costs: Costs) -> Cost:
         """Of cached features: a pass over all videos; the steps of one layer are next to nothing, on each rank."""

@@ -16,7 +16,7 @@ from vidssl.engine.checkpoint import clip_format, save_backbone
 from vidssl.learner import Learner
 from vidssl.methods.contrast import METHODS
 from vidssl.report.frames import contact_sheet
-from vidssl.tasks import TASKS, Task
+from vidssl.tasks import TASKS, Context, Task
 from vidssl.tasks.costs import Cost, Costs, weights_bytes
 
 PICTURED = 4  # videos whose clips are shown, at most
@@ -28,8 +28,16 @@ class Pretrain(TrainOptions, ClipOptions, Task):
     augmentation: Augmentation
 
     splits = ("train",)
-    trains_backbone = True
     leaves = "backbone"
+
+    def conflicts(self, context: Context) -> list[str]:
+        problems = context.method_problems(self)
+        if self.batch_size // context.parts < 2:
+            problems.append(
+                f"pretrain.batch_size={self.batch_size}: batch norm and negatives need 2 videos or more on each of "
+                f"{context.ranks} ranks"
+            )
+        return problems
 
     def estimate(self, name: str, costs: Costs) -> Cost:
         learner = self.learner(costs)

@@ -19,7 +19,7 @@ from vidssl.report.page import page
 from vidssl.report.plan import read_about
 from vidssl.report.runs import Setting, by_folds, count_states, is_single, read_settings
 from vidssl.report.tables import COLUMNS, Table, column_names
-from vidssl.tasks import TASKS, Task
+from vidssl.tasks import TASKS, Context, Task
 from vidssl.tasks.costs import Cost, Costs
 
 
@@ -51,8 +51,13 @@ class Report(Task):
         """Whether the report's files are for the folder that the user gave; else they are for that of the runs."""
         return config["output"] is not None and not set(TASKS.names()) & config.keys() - {"report"}
 
-    def folder_problems(self, config: dict[str, Any]) -> list[str]:
-        if self.runs is None or self.writes_into_output(config) or os.access(self.runs, os.W_OK):
+    def conflicts(self, context: Context) -> list[str]:
+        if self.runs is None and list(context.tasks) == ["report"]:
+            return [
+                "report.runs=null: means the run's own folder, in which task=report alone leaves nothing to report; "
+                "give a folder that holds runs, or put tasks before it, as in task=[pretrain,linear,report]"
+            ]
+        if self.runs is None or self.writes_into_output(context.config) or os.access(self.runs, os.W_OK):
             return []
         return [
             f"report.runs={self.runs}: this folder cannot be written; task=report alone with output=FOLDER writes there"

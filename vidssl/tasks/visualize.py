@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl import build
-from vidssl.build import Augmentation, ClipOptions, Run
+from vidssl.build import Augmentation, ClipOptions, Run, TrainOptions
 from vidssl.clips import Batch, ClipPlan
 from vidssl.data.dataset import ClipDataset, collate
 from vidssl.data.manifest import Manifest, single
@@ -34,7 +34,7 @@ from vidssl.report.frames import enlarged, even, frames_of, side_of, stack, writ
 from vidssl.report.runs import read_curves
 from vidssl.report.scatter import scatter
 from vidssl.report.strips import Row, Tile, overlay, strip
-from vidssl.tasks import TASKS, Task
+from vidssl.tasks import TASKS, Context, Task
 from vidssl.tasks.costs import Cost, Costs
 
 Kind = Literal["inputs", "activations", "tsne", "confusion", "kernels", "neighbors", "curves"]
@@ -75,6 +75,8 @@ class Visualize(ClipOptions, Task):
     neighbors: PositiveInt
     animation: Literal["gif", "mp4", "none"]
     fps: PositiveInt
+
+    without_classifier = "visualize.kinds without confusion needs none"
 
     @property
     def extracts(self) -> tuple[str, ...]:
@@ -122,6 +124,31 @@ class Visualize(ClipOptions, Task):
             except VideoError as error:
                 problems.append(f"visualize.video={self.video}: {str(error).removeprefix(f'{self.video}: ')}")
         return problems
+
+    def conflicts(self, context: Context) -> list[str]:
+        problems = []
+        if "inputs" in self.kinds and "pretrain" not in context.tasks:  # else made from clips of pretrain, which checks
+            problems += context.method_problems(self)
+        if self.kinds == ("curves",) and not any(isinstance(t, TrainOptions) for t in context.before("visualize")):
+            problems.append(
+                "visualize.kinds=[curves]: needs a training task before it in the chain, as in "
+                "task=[pretrain,visualize]"
+            )
+        return problems + self.against_problems(context.config["backbone"])
+
+    def against_problems(self, section: dict[str, Any]) -> list[str]:
+        """Problems of the second network, which is drawn beside the run's. section: the run's backbone."""
+        if self.against in (None, build.UNTRAINED):
+            return []
+        key = f"visualize.against={self.against}"
+        try:
+            weights = build.read_weights(self.against)
+        except ConfigError as error:
+            return [problem.replace("checkpoint=", "visualize.against=", 1) for problem in error.problems]
+        if weights.section not in (None, section):
+            run, other = (" ".join(map(str, each.values())) for each in (section, weights.section))
+            return [f"{key}: holds backbone {other}; give a file of the run's own backbone, {run}"]
+        return [f"{key}: {problem}" for problem in build.misfits(weights, section)]
 
     def __call__(self, run: Run) -> dict[str, float]:
         album = Album(self, run)
