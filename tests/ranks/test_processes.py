@@ -186,7 +186,7 @@ def test_time_that_is_over_stops_like_a_signal() -> None:
 
 
 def test_a_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
-    with distributed.stopping_on_signals():
+    with distributed.stopping_on_signals(), pytest.raises(Stopped), distributed.noting_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)  # as a terminal and a launcher would send it
         assert distributed.stop_asked() == signal.SIGTERM

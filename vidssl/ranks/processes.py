@@ -139,7 +139,8 @@ def _as_rank(place: tuple, answer: Connection, work: Callable[..., Any], argumen
                 if not isinstance(error, Stopped):
                     os._exit(1)
     except BaseException as error:
-        answer.send(_portable(error, rank))
+        translated = distributed.translate_error(error) if isinstance(error, Exception) else error
+        answer.send(_portable(translated, rank))
 
 
 def _portable(error: BaseException, rank: int) -> BaseException:
@@ -167,9 +168,9 @@ def _result(ranks: dict[Connection, BaseProcess]) -> Any:
             if isinstance(answer, BaseException) and not isinstance(answer, Stopped):
                 failures.append(answer)
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    stopped = results.get("rank 0")
-    if isinstance(stopped, Stopped) and all(isinstance(failure, PeerLost) for failure in failures):
-        raise stopped
+    stopped = [answer for answer in results.values() if isinstance(answer, Stopped)]
+    if stopped and all(isinstance(failure, PeerLost) for failure in failures):
+        raise stopped[0]
     if failures:
         raise min(failures, key=_distance_from_the_cause)
     return results["rank 0"]

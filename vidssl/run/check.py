@@ -12,7 +12,7 @@ from torch import nn
 
 from vidssl import build
 from vidssl.backbones.blocks import BACKBONES
-from vidssl.build import UNTRAINED, ClipOptions, TrainOptions
+from vidssl.build import UNTRAINED, TrainOptions
 from vidssl.data.loader import DataOptions
 from vidssl.data.manifest import Listing, too_many_omissions
 from vidssl.data.sources import SOURCES
@@ -219,17 +219,16 @@ def _sizes(context: Context) -> list[str]:
     problems, config = [], context.config
     name, (time, space) = config["backbone"]["name"], context.strides
     for key, task in context.tasks.items():
-        if isinstance(task, ClipOptions) and task.clip_frames % time:
+        frames, size = (config[key].get(option) for option in ("clip_frames", "crop_size"))
+        if frames is not None and frames % time:
             problems.append(
-                f"{_typed_key(config, key, 'clip_frames')}={task.clip_frames}: backbone={name} needs a multiple of "
-                f"{time}"
+                f"{_typed_key(config, key, 'clip_frames')}={frames}: backbone={name} needs a multiple of {time}"
             )
-        if isinstance(task, ClipOptions) and task.crop_size % space:
-            below, above = task.crop_size // space * space, (task.crop_size // space + 1) * space
+        if size is not None and size % space:
+            below, above = size // space * space, (size // space + 1) * space
             near = f"{below} or {above}" if below else str(above)
             problems.append(
-                f"{_typed_key(config, key, 'crop_size')}={task.crop_size}: backbone={name} needs a multiple of "
-                f"{space}; {near}"
+                f"{_typed_key(config, key, 'crop_size')}={size}: backbone={name} needs a multiple of {space}; {near}"
             )
         if isinstance(task, TrainOptions) and task.batch_size % context.parts:
             problems.append(
