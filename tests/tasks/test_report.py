@@ -95,9 +95,7 @@ def test_a_folder_that_cannot_be_written_needs_another_for_the_report(
     make_run(tmp_path / "runs/0", ["seed=0"], linear(40.0))
     config = composed("task=report", f"report.runs={tmp_path}/runs")
     assert check(config) == []
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: str(path) != f"{tmp_path}/runs"
-    )  # as on a disk that is mounted to be read only
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != f"{tmp_path}/runs")  # read only
     assert check(config) == [
         f"report.runs={tmp_path}/runs: this folder cannot be written; task=report alone with output=FOLDER writes there"
     ]
