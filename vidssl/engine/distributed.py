@@ -59,6 +59,7 @@ def process_group(accelerator: str, store: str = "env://") -> Iterator[None]:
             "where ranks should meet; set MASTER_PORT in the environment of all ranks to one that is free"
         ) from None
     _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    dist.barrier(group=_patient)  # a rank that stops at once would leave the others waiting for it in the line above
     try:
         yield
     except Stopped:

@@ -165,6 +165,8 @@ def _result(ranks: dict[Connection, BaseProcess]) -> Any:
                 process.join()
                 answer = _lost(process)
             results[process.name] = answer
+            if process.name == "rank 0" and isinstance(answer, Stopped):  # it is the last that has something to save
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
             if isinstance(answer, BaseException) and not isinstance(answer, Stopped):
                 failures.append(answer)
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
