@@ -146,3 +146,8 @@ def test_weights_that_do_not_fit_are_never_loaded_silently(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="other shape"):
         save_state(tmp_path / "b.pt", state())
         load_backbone(load_weights(tmp_path / "b.pt"), BACKBONES.build({"name": "tiny", "width": 8}))
+
+
+def test_states_of_earlier_versions_name_the_key_encoder_as_it_is_named_now(tmp_path: Path) -> None:
+    save_state(tmp_path / "last.pt", {"learner": {"twin.network.a": torch.ones(1), "online.a": torch.zeros(1)}})
+    assert list(load_state(tmp_path / "last.pt")["learner"]) == ["key_encoder.network.a", "online.a"]

@@ -101,7 +101,9 @@ def load_state(path: Path) -> dict[str, Any]:
     state = read_file(path).value
     if not _is_ours(state, path):
         raise ConfigError(f"{path}: not a training state")
-    return state
+    learner = state["learner"]
+    renamed = {f"key_encoder.{k[5:]}" if k.startswith("twin.") else k: value for k, value in learner.items()}
+    return {**state, "learner": renamed}  # twin: its name in states of earlier versions
 
 
 def _is_ours(state: Any, path: Path) -> bool:
