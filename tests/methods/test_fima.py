@@ -155,8 +155,8 @@ def test_golden_backbones(name: str, ours: str) -> None:
 def official(key: str) -> str:
     """The released module's name of a tensor of ours."""
     for ours, theirs in (
-        ("online.backbone.", "encoder_q."), ("twin.network.backbone.", "encoder_k."),
-        ("online.head.", "projector_dense.net."), ("twin.network.head.", "projector_dense_k.net."),
+        ("online.backbone.", "encoder_q."), ("key_encoder.network.backbone.", "encoder_k."),
+        ("online.head.", "projector_dense.net."), ("key_encoder.network.head.", "projector_dense_k.net."),
         ("into.", "embedding1."), ("out_of.", "embedding2."), ("decoder.token", "cls_token"),
         ("decoder.layers.", "transformer_decoder.layers."), (".norm.", ".norm2."), (".attention.", ".multihead_attn."),
         (".feed_forward.0.", ".norm3."), (".feed_forward.1.", ".linear1."), (".feed_forward.4.", ".linear2."),
