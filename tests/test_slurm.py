@@ -113,7 +113,7 @@ def test_a_run_on_two_nodes_is_that_of_as_many_ranks_here(
     assert record["status"] == "done"
     assert record["job"] == {"cluster": "slurm", "id": job, "restarts": 0}
     assert outcome(tmp_path / "run") == outcome(undisturbed(4))
-    assert len(list((tmp_path / "run/submitit").glob("code-*/vidssl/app.py"))) == 1
+    assert len(list((tmp_path / "run/submitit").glob("code-*/vidssl/run/app.py"))) == 1
     assert len(list((tmp_path / "run/submitit").glob(f"{job}_?_log.out"))) == 4
 
 
@@ -195,7 +195,7 @@ def test_a_job_that_raises_has_failed_and_the_report_says_why(words: list[str], 
     assert report.status == DONE, report.err
     assert "runs 2  done 1" in report.out
     assert "1 failed" in report.out
-    assert "pretrain: not finite" in (tmp_path / "run/report.md").read_text()
+    assert "pretrain: not finite" in (tmp_path / "report/report.md").read_text()
 
     again = launch([*words, "launcher=slurm"], tmp_path)
     assert again.status == FAILED
